@@ -1,0 +1,10 @@
+//! What a guest may reach, and the one question about it. Pure.
+
+use crate::process::Mount;
+
+/// The rights of one tool call. The default is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Directories, each by the name the guest sees.
+    pub mounts: Vec<Mount>,
+}

@@ -1,0 +1,96 @@
+//! `aok plugin ls`: what was found in the plugin directories, and what is wrong with it.
+
+use super::error::Error;
+use super::format::optional;
+use super::out::{Column, Out};
+use super::session::Session;
+use crate::kernel::info::PluginInfo;
+use crate::server::wire::Request;
+
+/// List plugins
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List plugins, refused ones with the reason
+    Ls,
+}
+
+const COLUMNS: [Column; 7] = [
+    Column::Left("NAME"),
+    Column::Left("STATE"),
+    Column::Left("KIND"),
+    Column::Left("VERSION"),
+    Column::Right("CALLS"),
+    Column::Right("ERRORS"),
+    Column::Left("SERVES"),
+];
+
+pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
+    let Command::Ls = args.command;
+    let lines = session.look(Request::PluginLs {}).await?;
+    let plugins: Vec<PluginInfo> = out.items(lines).await?;
+    if out.json {
+        return Ok(());
+    }
+    out.table(&COLUMNS, &plugins.iter().map(row).collect::<Vec<_>>())?;
+    for plugin in &plugins {
+        if let Some(text) = reason(plugin) {
+            out.guest_text(&text)?;
+        }
+    }
+    Ok(())
+}
+
+fn row(p: &PluginInfo) -> Vec<String> {
+    let serves: Vec<&str> = [&p.tools, &p.hooks, &p.agents].into_iter().flatten().map(String::as_str).collect();
+    vec![
+        p.name.clone(),
+        p.state.clone(),
+        p.kind.join(","),
+        optional(p.version.as_ref()),
+        p.calls.to_string(),
+        p.errors.to_string(),
+        serves.join(" "),
+    ]
+}
+
+/// Why a plugin is refused, under the table.
+fn reason(p: &PluginInfo) -> Option<String> {
+    let why = p.diagnosis.as_ref()?;
+    let file = p.file.as_ref().map(|f| format!(" ({f})")).unwrap_or_default();
+    Some(format!("\n{}{file}: {} [{}]\n  {}", p.name, why.message, why.code, why.hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::info::Diagnosis;
+
+    #[test]
+    fn a_refused_plugin_tells_why() {
+        let mut p = PluginInfo {
+            name: "x".into(),
+            file: Some("/p/x.wasm".into()),
+            kind: vec!["tool".into()],
+            state: "loaded".into(),
+            version: None,
+            digest: None,
+            contract: None,
+            tools: vec!["x__a".into(), "x__b".into()],
+            hooks: vec![],
+            agents: vec![],
+            calls: 2,
+            errors: 1,
+            diagnosis: None,
+        };
+        assert_eq!(row(&p).join(" "), "x loaded tool - 2 1 x__a x__b");
+        assert_eq!(reason(&p), None);
+        p.diagnosis = Some(Diagnosis { code: "core_module".into(), message: "m".into(), hint: "h".into() });
+        assert_eq!(reason(&p).unwrap(), "\nx (/p/x.wasm): m [core_module]\n  h");
+    }
+}

@@ -1,0 +1,234 @@
+//! Who does the work (CONTRACT §1): the live kernel of the data directory, the store alone, or a
+//! kernel of this command's own, which then serves the socket while it lives.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::Globals;
+use super::error::{Error, Signal};
+use super::out::Out;
+use crate::config::Config;
+use crate::kernel::{self, Builder, Kernel};
+use crate::process::Pid;
+use crate::server::client::{Client, Found};
+use crate::server::error::{ApiError, Code};
+use crate::server::socket::{SOCKET, Server};
+use crate::server::wire::{Origin, Request};
+use crate::server::{Lines, handle};
+
+/// How long a kernel that holds the lock may take to put its socket into service, or to give the
+/// lock back: both are moments, but a cold start compiles every plugin first.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks at a lock that is held.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Between two looks at whether clients' processes still run.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// A data directory, and what the command line says about a kernel on it.
+#[derive(Debug)]
+pub(super) struct Session {
+    data: PathBuf,
+    config: PathBuf,
+    origin: Origin,
+}
+
+/// A request that is being served.
+pub(super) struct Started {
+    /// Its answer.
+    pub(super) answer: Result<Lines, ApiError>,
+    /// The kernel, where it is this command's own. It must be finished or stopped.
+    pub(super) owner: Option<Owner>,
+}
+
+impl Session {
+    /// Resolves the global options.
+    pub(super) fn new(globals: &Globals) -> Result<Self, Error> {
+        let data = match globals.data.clone().filter(|d| !d.as_os_str().is_empty()) {
+            Some(dir) => dir,
+            None => platform_data_dir()?,
+        };
+        let absolute = |path: PathBuf| {
+            std::path::absolute(&path)
+                .map_err(|e| super::error::usage(format!("{} is no path: {e}", path.display()), "give another path"))
+        };
+        let data = absolute(data)?;
+        let config = globals.config.clone().map(absolute).transpose()?;
+        let origin = Origin { plugins: globals.plugins.clone(), config: config.clone() };
+        Ok(Self { config: config.unwrap_or_else(|| data.join("aok.toml")), data, origin })
+    }
+
+    fn builder(&self) -> Result<Builder, ApiError> {
+        let config = Config::load(&self.config, self.origin.config.is_some())?;
+        let builder = Kernel::builder(&self.data).config(config);
+        Ok(self.origin.plugins.iter().fold(builder, Builder::plugin_dir))
+    }
+
+    /// Serves a request that only looks: by the live kernel, else from the store.
+    pub(super) async fn look(&self, request: Request) -> Result<Lines, ApiError> {
+        if let Found::Kernel(client) = Client::find(&self.data).await? {
+            match client.call(&request, &self.origin).await {
+                // It ended, or is about to: the store tells the same.
+                Err(e) if matches!(e.code, Code::KernelGone | Code::KernelEnding) => {}
+                answer => return answer,
+            }
+        }
+        let kernel = self.builder()?.read().await?;
+        handle(&kernel, request).await
+    }
+
+    /// Serves a request that acts: by the live kernel, else by one of our own.
+    pub(super) async fn act(&self, request: Request) -> Result<Started, ApiError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let found = Client::find(&self.data).await?;
+            let silent = matches!(found, Found::Silent);
+            if let Found::Kernel(client) = found {
+                match client.call(&request, &self.origin).await {
+                    // Refused, so nothing was begun. After a broken connection that is not sure.
+                    Err(e) if e.code == Code::KernelEnding => {}
+                    answer => return Ok(Started { answer, owner: None }),
+                }
+            } else {
+                match self.builder()?.start().await {
+                    Ok(kernel) => return self.own(kernel, request).await,
+                    Err(e @ kernel::Error::Locked { .. }) if silent || Instant::now() >= until => return Err(e.into()),
+                    Err(kernel::Error::Locked { .. }) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            if Instant::now() >= until {
+                return Err(ApiError::new(
+                    Code::Locked,
+                    format!("the kernel on {} is ending and does not come to its end", self.data.display()),
+                    "wait and try again, end its process, or use another `--data`",
+                ));
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn own(&self, kernel: Kernel, request: Request) -> Result<Started, ApiError> {
+        let server = match Server::bind(&self.data, kernel.clone(), self.origin.clone()) {
+            Ok(server) => server,
+            Err(source) => {
+                kernel.shutdown().await;
+                return Err(kernel::Error::Io { what: "the socket", path: self.data.join(SOCKET), source }.into());
+            }
+        };
+        let answer = handle(&kernel, request).await;
+        Ok(Started { answer, owner: Some(Owner { kernel, server }) })
+    }
+
+    /// Stops a process of the live kernel where it is. A kernel that is gone has stopped it already.
+    pub(super) async fn suspend(&self, pid: Pid) -> Result<(), ApiError> {
+        let Found::Kernel(client) = Client::find(&self.data).await? else { return Ok(()) };
+        client.call(&Request::Suspend { pid }, &Origin::default()).await.map(drop)
+    }
+}
+
+fn platform_data_dir() -> Result<PathBuf, Error> {
+    use etcetera::BaseStrategy as _;
+    match etcetera::base_strategy::choose_native_strategy() {
+        Ok(dirs) => Ok(dirs.data_dir().join("aok")),
+        Err(e) => Err(super::error::usage(
+            format!("there is no home directory to keep data in: {e}"),
+            "give `--data DIR` or set AOK_HOME",
+        )),
+    }
+}
+
+/// A kernel of this command's own, with its socket in service.
+pub(super) struct Owner {
+    kernel: Kernel,
+    server: Server,
+}
+
+impl Owner {
+    /// Says which processes are unfinished, and how to go on with them.
+    pub(super) async fn announce(&self, out: &mut Out) -> Result<(), Error> {
+        let unfinished = self.kernel.unfinished().await.map_err(ApiError::from)?;
+        let Some(first) = unfinished.first() else { return Ok(()) };
+        let all = self.kernel.ps().await.map_err(ApiError::from)?;
+        let name = |pid: &Pid| match all.iter().find(|p| p.pid == pid.0) {
+            Some(p) => format!("{pid} ({})", p.name),
+            None => pid.to_string(),
+        };
+        let names: Vec<String> = unfinished.iter().map(name).collect();
+        let what = if names.len() == 1 { "a process is unfinished" } else { "processes are unfinished" };
+        out.notice(&format!("{what}: {}", names.join(", ")), &format!("continue it with: aok run --resume {first}"));
+        Ok(())
+    }
+
+    /// Ends well: serves until every client's process and request has ended, or a signal comes.
+    pub(super) async fn finish(self, own: Option<Pid>, signals: &mut Signals, out: &mut Out) {
+        let mut told = false;
+        loop {
+            let others = self.others(own);
+            // Asked only where nobody runs: once it says yes, no request is taken any more.
+            if others.is_empty() && self.server.close_if_idle() {
+                break;
+            }
+            if !told && !others.is_empty() {
+                told = true;
+                let message = format!("processes of other clients still run: {}", others.join(", "));
+                out.notice(&message, "serving until they end; Ctrl-C stops them, resumable");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LINGER) => {}
+                _ = signals.next() => break,
+            }
+        }
+        self.stop(own, signals, out).await;
+    }
+
+    /// Ends now: every process stops where it is and can be resumed. A second signal does not wait
+    /// for that; what is journaled is safe anyway.
+    pub(super) async fn stop(self, own: Option<Pid>, signals: &mut Signals, out: &mut Out) {
+        self.server.refuse();
+        let others = self.others(own);
+        if !others.is_empty() {
+            let message = format!("stopped with this kernel, of other clients: {}", others.join(", "));
+            out.notice(&message, "each is resumed with: aok run --resume PID");
+        }
+        self.server.withdraw();
+        tokio::select! {
+            () = self.kernel.shutdown() => self.server.drain().await,
+            _ = signals.next() => {}
+        }
+    }
+
+    fn others(&self, own: Option<Pid>) -> Vec<String> {
+        self.kernel.running().iter().filter(|p| Some(**p) != own).map(Pid::to_string).collect()
+    }
+}
+
+/// The signals that ask aok to end.
+#[derive(Debug)]
+pub(super) struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Takes the signals over; from now on none ends aok by itself.
+    pub(super) fn listen() -> Result<Self, Error> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| {
+            signal(kind).map_err(|e| {
+                let hint = "run aok where processes may handle signals";
+                Error::Failed(ApiError::new(Code::Io, format!("signals cannot be handled: {e}"), hint))
+            })
+        };
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next. Cancel safe.
+    pub(super) async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Signal::Terminate,
+        }
+    }
+}

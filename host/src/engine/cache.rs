@@ -1,0 +1,101 @@
+//! Compiled code on disk, by the component's digest and the engine's compatibility hash.
+//!
+//! Loading native code is the one unsafe act of this crate: the files are written by this program
+//! into a directory that only its owner can enter, and each is checked against a digest stored with
+//! it before it is loaded.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs;
+use std::hash::{Hash as _, Hasher as _};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+use crate::syscall::hex;
+
+/// The cache directory, or none: then everything is compiled each time.
+#[derive(Clone, Debug)]
+pub(crate) struct CodeCache {
+    dir: Option<PathBuf>,
+    engine_key: u64,
+}
+
+const DIGEST_BYTES: usize = 32;
+
+impl CodeCache {
+    /// Opens `dir`, creating it for its owner alone. A directory that others may write is refused.
+    pub(crate) fn open(engine: &Engine, dir: Option<&Path>) -> io::Result<Self> {
+        if let Some(dir) = dir {
+            create_private(dir)?;
+        }
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        Ok(Self { dir: dir.map(Path::to_owned), engine_key: hasher.finish() })
+    }
+
+    /// The component of `bytes`, from the cache or compiled and kept.
+    pub(crate) fn component(&self, engine: &Engine, digest: &str, bytes: &[u8]) -> wasmtime::Result<Component> {
+        let path = self.dir.as_ref().map(|d| d.join(format!("{digest}-{:016x}.cwasm", self.engine_key)));
+        if let Some(component) = path.as_deref().and_then(|p| load(engine, p)) {
+            return Ok(component);
+        }
+        let component = Component::new(engine, bytes)?;
+        if let Some(path) = path
+            && let Err(e) = store(&path, &component.serialize()?)
+        {
+            tracing::warn!(path = %path.display(), "the compiled code cannot be cached: {e}");
+        }
+        Ok(component)
+    }
+}
+
+fn load(engine: &Engine, path: &Path) -> Option<Component> {
+    let file = fs::read(path).ok()?;
+    let (digest, code) = file.split_at_checked(DIGEST_BYTES)?;
+    if Sha256::digest(code)[..] != *digest {
+        tracing::warn!(path = %path.display(), "a damaged file of the code cache is ignored and written again");
+        return None;
+    }
+    // SAFETY: the bytes are an artefact of `Component::serialize` that `store` below wrote whole: the
+    // directory admits its owner only (`create_private` checks), and the digest in front of the code
+    // matches. wasmtime itself refuses artefacts of another version or configuration.
+    #[expect(unsafe_code, reason = "wasmtime marks loading of native code unsafe; argued above")]
+    let component = unsafe { Component::deserialize(engine, code) };
+    component.map_err(|e| tracing::warn!(path = %path.display(), "cached code is not used: {e}")).ok()
+}
+
+/// Writes digest and code to a file of its own and renames it, so that no reader sees half of it.
+fn store(path: &Path, code: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension(format!("{}.part", std::process::id()));
+    let mut bytes = Vec::with_capacity(DIGEST_BYTES + code.len());
+    bytes.extend_from_slice(&Sha256::digest(code));
+    bytes.extend_from_slice(code);
+    fs::write(&partial, bytes)?;
+    fs::rename(&partial, path)
+}
+
+/// Creates `dir` for its owner alone, or checks that it is so.
+fn create_private(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let meta = fs::symlink_metadata(dir)?;
+    if !meta.is_dir() {
+        return Err(io::Error::other(format!("{} is no directory", dir.display())));
+    }
+    let parent_owner = dir.parent().and_then(|p| fs::metadata(p).ok()).map(|m| m.uid());
+    if parent_owner.is_some_and(|uid| uid != meta.uid()) {
+        return Err(io::Error::other(format!("{} belongs to another user than the directory it is in", dir.display())));
+    }
+    if meta.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// SHA-256 of a component, hex.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}

@@ -1,0 +1,156 @@
+//! The sandbox: sole owner of the wasmtime engine, its linkers, stores, limits and code cache.
+//!
+//! It runs images and tells what ended them. It knows no journal, no policy and no store: an agent
+//! reaches the kernel through its [`Caller`](crate::syscall::Caller), a tool through its session.
+
+mod agent;
+mod cache;
+mod config;
+mod image;
+mod limits;
+mod tool;
+mod wasi;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use wasmtime::component::Linker;
+
+pub use agent::{AgentImage, Ended};
+pub use config::config;
+pub(crate) use image::{Refusal, Role};
+pub use tool::ToolImage;
+
+use crate::abi::ToolSpec;
+use crate::quota::Limits;
+
+/// Fuel between two yields of a guest. One poll of a process runs at most this much.
+pub const YIELD_INTERVAL: u64 = 100_000;
+
+/// How often the epoch moves: the backstop for what fuel does not see.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The engine and what is shared by all images.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    wasm: wasmtime::Engine,
+    cache: cache::CodeCache,
+    tools: Linker<tool::ToolStore>,
+    agents: Linker<agent::AgentStore>,
+    pooling: bool,
+    ticking: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("pooling", &self.0.pooling).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.ticking.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A component that is ready to run.
+#[derive(Debug)]
+pub(crate) enum Image {
+    /// A tool plugin with the tools that it lists, names as the plugin gives them.
+    Tools(Arc<ToolImage>, Vec<ToolSpec>, bool),
+    /// An agent.
+    Agent(Arc<AgentImage>),
+}
+
+impl Engine {
+    /// Builds the engine. The pooling allocator is probed: where the system refuses its address
+    /// space, instances are allocated on demand, slower, and a warning says so.
+    ///
+    /// # Errors
+    /// wasmtime's own, or the cache directory's.
+    pub fn open(cache_dir: Option<&Path>) -> Result<Self, String> {
+        let (wasm, pooling) = match wasmtime::Engine::new(&config::config(true)) {
+            Ok(engine) => (engine, true),
+            Err(e) => {
+                tracing::warn!(
+                    "no instance pool ({e}): instances are allocated on demand, which is slower; raise the address-space limit (ulimit -v)"
+                );
+                (wasmtime::Engine::new(&config::config(false)).map_err(|e| format!("{e:#}"))?, false)
+            }
+        };
+        let cache = cache::CodeCache::open(&wasm, cache_dir).map_err(|e| format!("the code cache: {e}"))?;
+        let tools = tool::linker(&wasm).map_err(|e| format!("{e:#}"))?;
+        let agents = agent::linker(&wasm).map_err(|e| format!("{e:#}"))?;
+        let ticking = Arc::new(AtomicBool::new(true));
+        tick(&wasm, Arc::clone(&ticking)).map_err(|e| format!("the epoch ticker: {e}"))?;
+        Ok(Self(Arc::new(Inner { wasm, cache, tools, agents, pooling, ticking })))
+    }
+
+    /// Whether instances come from the pool.
+    #[must_use]
+    pub fn is_pooling(&self) -> bool {
+        self.0.pooling
+    }
+
+    /// Compiles (or loads) a component, tells its role and, for a tool, asks for its tools.
+    pub(crate) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Refusal> {
+        let (engine, owned, name) = (self.clone(), bytes.to_vec(), digest.to_owned());
+        // Compiling takes a core for long: not on the caller's thread.
+        let compiled =
+            tokio::task::spawn_blocking(move || engine.0.cache.component(&engine.0.wasm, &name, &owned)).await;
+        let component = match compiled {
+            Ok(Ok(component)) => component,
+            Ok(Err(e)) => return Err(image::diagnose(bytes, &e)),
+            Err(e) => {
+                return Err(image::Refusal {
+                    code: "compile_failed",
+                    message: e.to_string(),
+                    hint: "report it as a bug".into(),
+                });
+            }
+        };
+        let facts = image::facts(&self.0.wasm, &component)?;
+        match facts.role {
+            Role::Agent => {
+                let image = AgentImage::new(self, digest, &component)?;
+                Ok(Image::Agent(Arc::new(image)))
+            }
+            Role::Tool => {
+                let image = ToolImage::new(self, &component, limits)?;
+                let specs = image.list_tools().await?;
+                Ok(Image::Tools(Arc::new(image), specs, facts.needs_files))
+            }
+        }
+    }
+}
+
+/// SHA-256 of a component, hex.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    cache::digest(bytes)
+}
+
+/// One coarse ticker per engine, ended with it.
+fn tick(engine: &wasmtime::Engine, ticking: Arc<AtomicBool>) -> std::io::Result<()> {
+    let weak = engine.weak();
+    std::thread::Builder::new().name("aok-epoch".into()).spawn(move || {
+        while ticking.load(Ordering::Relaxed) {
+            std::thread::sleep(TICK);
+            let Some(engine) = weak.upgrade() else { return };
+            engine.increment_epoch();
+        }
+    })?;
+    Ok(())
+}
+
+/// A component that cannot be linked: said in the contract's words, not the linker's.
+fn link_refusal(error: &wasmtime::Error) -> Refusal {
+    Refusal {
+        code: "contract_mismatch",
+        message: format!("it does not fit this kernel's contract: {}", error.root_cause()),
+        hint: "rebuild it with the SDK of this aok's version".into(),
+    }
+}

@@ -1,0 +1,247 @@
+//! Tool calls: a fresh store per call from a warm `InstancePre`, run inside the caller's future.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde_json::Value;
+use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::limits::{Fall, Meter, classify};
+use super::{Engine, Refusal, YIELD_INTERVAL, link_refusal, wasi};
+use crate::abi::{Errno, Error, ToolSpec};
+use crate::bindings::tool as world;
+use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
+use crate::process::Pid;
+use crate::quota::Limits;
+use crate::syscall::link::{GuestData, ToolData};
+use crate::syscall::now_ms;
+use crate::tool::{Invocation, Invoke, Report, Session, SessionEnd};
+
+/// The data of a tool's store.
+pub(super) struct ToolStore {
+    meter: Meter,
+    session: Session,
+    wasi: WasiCtx,
+    table: ResourceTable,
+    since_yield: u64,
+    fuel_mark: u64,
+    deadline: Instant,
+}
+
+impl WasiView for ToolStore {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl GuestData for ToolStore {
+    fn count_host_call(&mut self) -> wasmtime::Result<()> {
+        self.meter.count_host_call()
+    }
+
+    fn since_yield(&mut self) -> &mut u64 {
+        &mut self.since_yield
+    }
+
+    fn yield_interval(&self) -> u64 {
+        YIELD_INTERVAL
+    }
+
+    fn fuel_mark(&mut self) -> &mut u64 {
+        &mut self.fuel_mark
+    }
+}
+
+impl ToolData for ToolStore {
+    fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+}
+
+/// Everything that tools may import.
+pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ToolStore>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    crate::syscall::link::tool(&mut linker)?;
+    Ok(linker)
+}
+
+/// A tool plugin's code, linked and ready to be instantiated.
+pub struct ToolImage {
+    engine: Engine,
+    pre: world::ToolPre<ToolStore>,
+    limits: Limits,
+}
+
+impl fmt::Debug for ToolImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ToolImage").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl ToolImage {
+    pub(super) fn new(engine: &Engine, component: &Component, limits: Limits) -> Result<Self, Refusal> {
+        let pre =
+            engine.0.tools.instantiate_pre(component).and_then(world::ToolPre::new).map_err(|e| link_refusal(&e))?;
+        Ok(Self { engine: engine.clone(), pre, limits })
+    }
+
+    fn store(&self, session: Session, wasi: WasiCtx, fuel: u64) -> wasmtime::Result<Store<ToolStore>> {
+        let data = ToolStore {
+            meter: Meter::new(self.limits),
+            session,
+            wasi,
+            table: ResourceTable::new(),
+            since_yield: 0,
+            fuel_mark: fuel,
+            deadline: Instant::now() + Duration::from_millis(self.limits.wall_ms),
+        };
+        let mut store = Store::new(&self.engine.0.wasm, data);
+        store.limiter(|data| &mut data.meter);
+        store.set_fuel(fuel)?;
+        store.fuel_async_yield_interval(Some(YIELD_INTERVAL))?;
+        store.set_hostcall_fuel(usize::try_from(self.limits.host_call_bytes).unwrap_or(usize::MAX));
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            if Instant::now() >= store.data().deadline {
+                return Ok(UpdateDeadline::Interrupt);
+            }
+            Ok(UpdateDeadline::Continue(1))
+        });
+        Ok(store)
+    }
+
+    /// Asks the component which tools it has, with no rights.
+    pub(super) async fn list_tools(&self) -> Result<Vec<ToolSpec>, Refusal> {
+        let refusal = |message: String| Refusal {
+            code: "list_tools_failed",
+            message,
+            hint: "`list-tools` must return without files, state or other rights".into(),
+        };
+        let session = Session::detached(self.limits.log);
+        let wasi = wasi::tool(&Default::default()).map_err(refusal)?;
+        let mut store = self.store(session, wasi, self.limits.fuel).map_err(|e| refusal(e.to_string()))?;
+        let listed = self.within_wall(async {
+            let instance = self.pre.instantiate_async(&mut store).await?;
+            instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
+        });
+        let specs = listed.await.map_err(|e| refusal(format!("`list-tools` failed: {}", fall_text(&e, &store))))?;
+        specs.into_iter().map(spec).collect()
+    }
+
+    /// Runs `call` under the wall limit, whatever it waits on.
+    async fn within_wall<T>(&self, call: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
+        match tokio::time::timeout(Duration::from_millis(self.limits.wall_ms), call).await {
+            Ok(result) => result,
+            Err(_) => Err(wasmtime::Trap::Interrupt.into()),
+        }
+    }
+
+    async fn run(&self, store: &mut Store<ToolStore>, call: &Call) -> wasmtime::Result<Result<String, Error>> {
+        let instance = self.pre.instantiate_async(&mut *store).await?;
+        let context = tool_provider::CallContext {
+            caller: call.caller.0,
+            deadline_ms: now_ms() + self.limits.wall_ms,
+            idempotency_key: call.idempotency_key.clone(),
+        };
+        let provider = instance.agent_os_plugin_tool_provider();
+        let result = provider.call_call_tool(store, &call.tool, &call.arguments, &context).await?;
+        Ok(result.map_err(Error::from))
+    }
+}
+
+/// The part of an invocation that the guest sees.
+struct Call {
+    tool: String,
+    arguments: String,
+    caller: Pid,
+    idempotency_key: String,
+}
+
+#[async_trait]
+impl Invoke for ToolImage {
+    async fn invoke(&self, call: Invocation) -> Report {
+        let began = Instant::now();
+        let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session } = call;
+        let report = |result, fuel, memory_bytes, session| Report {
+            result,
+            fuel,
+            memory_bytes,
+            duration: began.elapsed(),
+            session,
+        };
+        let wasi = match wasi::tool(&rights) {
+            Ok(wasi) => wasi,
+            Err(message) => return report(Err(Error::new(Errno::Io, message)), 0, 0, SessionEnd::default()),
+        };
+        let mut store = match self.store(session, wasi, fuel) {
+            Ok(store) => store,
+            Err(e) => return report(Err(Error::new(Errno::Io, e.to_string())), 0, 0, SessionEnd::default()),
+        };
+        let call = Call { tool, arguments, caller, idempotency_key };
+        let result = match self.within_wall(self.run(&mut store, &call)).await {
+            Ok(result) => result,
+            Err(e) => Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)),
+        };
+        let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
+        let data = store.into_data();
+        let ok = result.is_ok();
+        report(result, used, data.meter.peak_memory(), data.session.end(ok))
+    }
+}
+
+fn fall_error(tool: &str, error: &wasmtime::Error, data: &ToolStore, fuel: u64, limit: u64) -> Error {
+    match classify(error, &data.meter) {
+        // The caller had less fuel left than the tool may use: it is the caller that has run out.
+        Fall::Limit(name, _) if name == "fuel" && fuel < limit => Error::limit(
+            "fuel",
+            format!("the tool `{tool}` was stopped: its caller had {fuel} fuel left, give it more with --max-fuel"),
+        ),
+        Fall::Limit(name, why) => Error::limit(&name, format!("the tool `{tool}` was stopped: {why}")),
+        Fall::Busy => Error::new(
+            Errno::Again,
+            format!("the tool `{tool}` has no room to run: too many guests run at once, try again"),
+        ),
+        Fall::Stop(stop) => Error::new(Errno::Io, stop.to_string()),
+        Fall::Trap(why) => Error::new(Errno::Io, format!("the tool `{tool}` broke: {why}")),
+    }
+}
+
+fn fall_text(error: &wasmtime::Error, store: &Store<ToolStore>) -> String {
+    match classify(error, &store.data().meter) {
+        Fall::Limit(_, why) | Fall::Trap(why) => why,
+        Fall::Busy => "too many guests run at once".to_owned(),
+        Fall::Stop(stop) => stop.to_string(),
+    }
+}
+
+/// A listed tool with its schemas read.
+fn spec(s: crate::bindings::types::ToolSpec) -> Result<ToolSpec, Refusal> {
+    let schema = |text: &str, what: &str| {
+        let bad = |why: String| Refusal {
+            code: "invalid_schema",
+            message: format!("the {what} schema of its tool `{}` cannot be used: {why}", s.name),
+            hint: "give a JSON Schema (draft 2020-12) object".into(),
+        };
+        let value: Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        jsonschema::validator_for(&value).map_err(|e| bad(e.to_string()))?;
+        Ok(value)
+    };
+    if s.name.is_empty() {
+        return Err(Refusal {
+            code: "invalid_tool_name",
+            message: "one of its tools has no name".into(),
+            hint: "give each tool a name".into(),
+        });
+    }
+    Ok(ToolSpec {
+        input_schema: schema(&s.input_schema, "input")?,
+        output_schema: s.output_schema.as_deref().map(|text| schema(text, "output")).transpose()?,
+        name: s.name,
+        description: s.description,
+        effect: s.effect.into(),
+    })
+}

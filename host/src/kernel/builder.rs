@@ -1,0 +1,153 @@
+//! Puts a kernel together, lowest part first.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::lock::Lock;
+use super::{Error, Inner, Kernel, Owner};
+use crate::audit::{Chain, Head};
+use crate::config::Config;
+use crate::hook::HookChain;
+use crate::llm::Models;
+use crate::metrics::Metrics;
+use crate::plugin;
+use crate::process::{Exit, Pid};
+use crate::registry::{Loader, Registry};
+use crate::scheduler::{RoundRobin, Scheduler, Settings};
+use crate::storage::{Batch, Change, Store};
+use crate::syscall::{Services, now_ms};
+use crate::tool::{ToolExecutor, ToolRegistry, ToolSecurity};
+
+/// Intervals of fuel in one slice.
+const INTERVALS_PER_SLICE: u32 = 10;
+
+/// How a kernel is opened.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    data: PathBuf,
+    config: Config,
+    plugins: Vec<PathBuf>,
+}
+
+impl Builder {
+    pub(super) fn new(data: PathBuf) -> Self {
+        Self { data, config: Config::default(), plugins: Vec::new() }
+    }
+
+    /// Uses this configuration instead of the default one.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Looks for plugins in `dir` too.
+    #[must_use]
+    pub fn plugin_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.plugins.push(dir.into());
+        self
+    }
+
+    /// Takes the data directory's lock and starts: everything works.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another kernel holds it; store, configuration and engine errors.
+    pub async fn start(self) -> Result<Kernel, Error> {
+        create_private(&self.data)?;
+        let lock = Lock::take(&self.data)?;
+        let store = Store::open(&self.store_url(), self.config.storage.durability).await?;
+        let heads = store.audit_heads().await?;
+        let owner = Owner {
+            scheduler: self.scheduler()?,
+            live: Mutex::default(),
+            next_pid: AtomicU64::new(store.last_pid().await? + 1),
+            chain: tokio::sync::Mutex::new(Chain::resume(Pid::KERNEL, head_of(&heads, Pid::KERNEL))),
+            lock: Mutex::new(Some(lock)),
+        };
+        let kernel = self.assemble(store, Some(owner)).await?;
+        kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow").await?;
+        kernel.bury_clients(&heads).await?;
+        Ok(kernel)
+    }
+
+    /// Opens the store for reading, without the lock: the listing calls work, the others are
+    /// [`Error::ReadOnly`].
+    ///
+    /// # Errors
+    /// Store and configuration errors.
+    pub async fn read(self) -> Result<Kernel, Error> {
+        let store = Store::open_read(&self.store_url()).await?;
+        self.assemble(store, None).await
+    }
+
+    async fn assemble(self, store: Store, owner: Option<Owner>) -> Result<Kernel, Error> {
+        let models = Models::new(self.config.llm.clone(), |name| std::env::var(name).ok());
+        let services = Services {
+            hooks: HookChain::default(),
+            tools: ToolRegistry::default(),
+            security: ToolSecurity,
+            executor: ToolExecutor::new(store.clone()),
+            models,
+            metrics: Metrics::new(Instant::now()),
+            store,
+        };
+        let loader = Arc::new(Loader::new(Some(self.data.join("cache"))));
+        let registry = Registry::new(loader, self.config.limits);
+        let dirs: Vec<_> = std::iter::once(self.data.join("plugins"))
+            .chain(self.config.plugins.dirs.iter().cloned())
+            .chain(self.plugins.iter().cloned())
+            .collect();
+        let found =
+            plugin::scan(&dirs).map_err(|(path, source)| Error::Io { what: "the plugin directory", path, source })?;
+        registry.fill(found, &services.tools).await;
+        Ok(Kernel(Arc::new(Inner { services: Arc::new(services), registry, owner, started: Instant::now() })))
+    }
+
+    fn store_url(&self) -> String {
+        let default = || format!("sqlite:{}", self.data.join("aok.db").display());
+        self.config.storage.url.clone().unwrap_or_else(default)
+    }
+
+    fn scheduler(&self) -> Result<Scheduler, Error> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let settings = Settings {
+            workers: self.config.scheduler.workers.unwrap_or(cores),
+            intervals_per_slice: INTERVALS_PER_SLICE,
+        };
+        let runtime = tokio::runtime::Handle::current();
+        Scheduler::start(settings, RoundRobin::boxed, runtime)
+            .map_err(|e| Error::Engine(format!("the run queue's threads cannot be started: {e}")))
+    }
+}
+
+impl Kernel {
+    /// Ends the client processes that a killed kernel left behind: their caller is gone, so nobody
+    /// will resume them.
+    async fn bury_clients(&self, heads: &[(Pid, Head)]) -> Result<(), Error> {
+        let store = &self.0.services.store;
+        for row in store.processes().await? {
+            let pid = row.spec.pid;
+            if row.exit.is_some() || row.spec.agent != super::life::CLIENT {
+                continue;
+            }
+            let mut chain = Chain::resume(pid, head_of(heads, pid));
+            let audit = chain.append(now_ms(), "exit", "", "killed", "kernel");
+            let exit = Exit::Killed("its kernel was stopped during the call".to_owned());
+            store.commit(Batch { pid, changes: vec![Change::Exit(exit), Change::Audit(audit)] }).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The head of one chain.
+pub(super) fn head_of(heads: &[(Pid, Head)], pid: Pid) -> Option<Head> {
+    heads.iter().find(|(p, _)| *p == pid).map(|(_, head)| head.clone())
+}
+
+fn create_private(dir: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    created.map_err(|source| Error::Io { what: "the data directory", path: dir.to_owned(), source })
+}

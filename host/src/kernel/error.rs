@@ -1,0 +1,102 @@
+//! Why the kernel could not do it: the façade's one error type.
+
+use std::path::PathBuf;
+
+use crate::process::Pid;
+use crate::{config, llm, storage};
+
+/// The CLI and the API turn each variant into one code, hint and exit status.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another kernel owns the data directory.
+    #[error("the data directory {path} is in use by the kernel with pid {holder}")]
+    Locked {
+        /// Data directory.
+        path: PathBuf,
+        /// Operating-system process id; 0 if it is not known yet.
+        holder: u32,
+    },
+    /// A directory or file of the kernel's own cannot be used.
+    #[error("{what} {path} cannot be used: {source}")]
+    Io {
+        /// What it is for.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Bad configuration.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The model was not found or not named.
+    #[error(transparent)]
+    Model(#[from] llm::Error),
+    /// No agent of that name.
+    #[error("there is no agent `{name}`")]
+    UnknownAgent {
+        /// What was asked for.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// No tool of that name.
+    #[error("there is no tool `{name}`")]
+    UnknownTool {
+        /// What was asked for.
+        name: String,
+        /// Similar or all names.
+        known: Vec<String>,
+    },
+    /// A bare tool name that several plugins serve.
+    #[error("`{name}` is ambiguous")]
+    AmbiguousTool {
+        /// What was asked for.
+        name: String,
+        /// The full names.
+        candidates: Vec<String>,
+    },
+    /// No process of that PID.
+    #[error("there is no process {pid}")]
+    UnknownProcess {
+        /// What was asked for.
+        pid: Pid,
+    },
+    /// The process is not in a state for it.
+    #[error("process {pid} {why}")]
+    State {
+        /// Which.
+        pid: Pid,
+        /// For example `has ended`.
+        why: String,
+    },
+    /// The process stopped without an end and can be resumed.
+    #[error("process {pid} was suspended: {why}")]
+    Suspended {
+        /// Which.
+        pid: Pid,
+        /// What the environment did.
+        why: String,
+    },
+    /// An argument is out of range or malformed.
+    #[error("{0}")]
+    Invalid(String),
+    /// A hook refused the spawn.
+    #[error("{by} refused it: {reason}")]
+    Denied {
+        /// The hook.
+        by: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The engine could not be built, or refused a component.
+    #[error("the engine failed: {0}")]
+    Engine(String),
+    /// This handle reads the store of a directory and runs nothing.
+    #[error("this needs a running kernel")]
+    ReadOnly,
+}

@@ -1,0 +1,200 @@
+//! What the façade tells about its parts: the objects of CONTRACT §3, §4, §6 and §8, field by field.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::abi::Effect;
+use crate::process::{Exit, ProcessState, Seq};
+
+/// A line of `ps`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Process id.
+    pub pid: u64,
+    /// Its parent.
+    pub ppid: Option<u64>,
+    /// Name for people.
+    pub name: String,
+    /// Agent image.
+    pub agent: String,
+    /// `provider/model`.
+    pub model: Option<String>,
+    /// Scheduling group.
+    pub group: String,
+    /// State letter.
+    pub state: ProcessState,
+    /// What it waits on.
+    pub waiting_on: Option<String>,
+    /// −20…19.
+    pub nice: i8,
+    /// Fuel used.
+    pub fuel: u64,
+    /// Slices used.
+    pub slices: u64,
+    /// Prompt tokens.
+    pub tokens_in: u64,
+    /// Of them cached.
+    pub tokens_cached: u64,
+    /// Generated tokens.
+    pub tokens_out: u64,
+    /// Price; `None` = unknown.
+    pub micro_usd: Option<u64>,
+    /// Tool calls made.
+    pub tool_calls: u64,
+    /// Pages in the window; `None` where no kernel holds them.
+    pub pages_resident: Option<u64>,
+    /// Pages in the store only.
+    pub pages_swapped: Option<u64>,
+    /// How it ended.
+    pub exit: Option<Exit>,
+}
+
+/// A line of `tool ls`, and `tool show`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolInfo {
+    /// Full name.
+    pub name: String,
+    /// Plugin that serves it.
+    pub plugin: String,
+    /// Its name within the plugin.
+    pub tool: String,
+    /// For the model.
+    pub description: String,
+    /// What a repeated call does.
+    pub effect: Effect,
+    /// Arguments.
+    pub input_schema: Value,
+    /// Result.
+    pub output_schema: Option<Value>,
+    /// `bundled`, `directory` or `mcp`.
+    pub source: String,
+    /// `ready` or `refused`.
+    pub state: String,
+}
+
+/// A line of `plugin ls`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PluginInfo {
+    /// Name.
+    pub name: String,
+    /// File; `None` for bundled ones.
+    pub file: Option<String>,
+    /// `tool`, `agent`.
+    pub kind: Vec<String>,
+    /// `loaded` or `refused`.
+    pub state: String,
+    /// From its manifest.
+    pub version: Option<String>,
+    /// SHA-256, hex; `None` where the file could not be read.
+    pub digest: Option<String>,
+    /// Contract version, or `foreign`; `None` where it could not be told.
+    pub contract: Option<String>,
+    /// Full tool names.
+    pub tools: Vec<String>,
+    /// Hook points.
+    pub hooks: Vec<String>,
+    /// Agent names.
+    pub agents: Vec<String>,
+    /// Calls since the kernel started.
+    pub calls: u64,
+    /// Of them failed.
+    pub errors: u64,
+    /// Why it is refused.
+    pub diagnosis: Option<Diagnosis>,
+}
+
+/// Why a plugin is refused, for its author.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Diagnosis {
+    /// Closed code (`docs/errors.md`).
+    pub code: String,
+    /// What is wrong with what.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// A line of `agent ls`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// Name.
+    pub name: String,
+    /// Plugin that serves it.
+    pub plugin: String,
+    /// SHA-256, hex.
+    pub digest: String,
+    /// `bundled` or `directory`.
+    pub source: String,
+}
+
+/// A page of `context PID`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PageInfo {
+    /// Page id.
+    pub id: u64,
+    /// Kind.
+    pub kind: crate::storage::PageKind,
+    /// `head`, `history` or `swapped`.
+    pub region: String,
+    /// Size.
+    pub tokens: u32,
+    /// Whether `tokens` is exact.
+    pub exact: bool,
+    /// In the window.
+    pub resident: bool,
+    /// Never evicted.
+    pub pinned: bool,
+    /// 0 to 1.
+    pub importance: f32,
+    /// How often read.
+    pub accesses: u32,
+    /// SHA-256 of the text.
+    pub hash: String,
+    /// Why it is where it is.
+    pub why: String,
+    /// Whether the provider's prefix cache held it last time; `None` = unknown.
+    pub cached: Option<bool>,
+}
+
+/// The report of a tool call from outside (`tool call --json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallReport {
+    /// Full tool name.
+    pub tool: String,
+    /// The client process that made it.
+    pub pid: u64,
+    /// The result as JSON text, or why there is none.
+    pub outcome: Result<String, crate::abi::Error>,
+    /// Fuel of the call.
+    pub fuel: u64,
+    /// Peak bytes of the tool's memories.
+    pub memory_bytes: u64,
+    /// Microseconds.
+    pub duration_us: u64,
+    /// Journal position.
+    pub seq: Seq,
+}
+
+/// The answer of `audit verify`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AuditVerdict {
+    /// Every chain holds.
+    Good {
+        /// `true`.
+        ok: bool,
+        /// Records checked.
+        records: u64,
+    },
+    /// One does not.
+    Bad {
+        /// `false`.
+        ok: bool,
+        /// Whose chain.
+        pid: u64,
+        /// Where.
+        seq: u64,
+        /// `changed`, `missing`, `reordered` or `truncated`.
+        why: String,
+    },
+}

@@ -1,0 +1,149 @@
+//! The façade: builds every part in order, owns their lifetimes, and holds no policy.
+
+mod builder;
+mod error;
+pub mod info;
+mod life;
+mod lock;
+mod query;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+pub use builder::Builder;
+pub use error::Error;
+
+use crate::audit::Chain;
+use crate::hook::{Hook, HookEvent, Verdict};
+use crate::process::{Exit, Mount, Pid};
+use crate::quota::ResourceQuota;
+use crate::registry::Registry;
+use crate::scheduler::{Scheduler, TaskHandle};
+use crate::storage::{Batch, Change};
+use crate::syscall::{Caller, Services, now_ms};
+
+/// What to spawn.
+#[derive(Clone, Debug, Default)]
+pub struct SpawnRequest {
+    /// Agent name; `assistant` when empty.
+    pub agent: String,
+    /// The task.
+    pub task: String,
+    /// `provider/model`; the configuration's default when `None`.
+    pub model: Option<String>,
+    /// Name for people.
+    pub name: Option<String>,
+    /// Scheduling group.
+    pub group: Option<String>,
+    /// −20…19.
+    pub nice: i8,
+    /// Directories for its tools.
+    pub mounts: Vec<Mount>,
+    /// Limits.
+    pub quota: ResourceQuota,
+}
+
+/// A running kernel, or a reader of one's store. Cheap to clone; [`Kernel::shutdown`] ends it.
+#[derive(Clone, Debug)]
+pub struct Kernel(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    services: Arc<Services>,
+    registry: Registry,
+    /// What only the owner of the data directory has.
+    owner: Option<Owner>,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Owner {
+    scheduler: Scheduler,
+    live: Mutex<HashMap<Pid, Live>>,
+    next_pid: AtomicU64,
+    chain: tokio::sync::Mutex<Chain>,
+    lock: Mutex<Option<lock::Lock>>,
+}
+
+/// A process that this kernel runs, or has run and seen end.
+#[derive(Clone, Debug)]
+struct Live {
+    process: Process,
+    task: TaskHandle,
+}
+
+/// A process and how it ended, once it has.
+#[derive(Clone, Debug)]
+struct Process {
+    caller: Caller,
+    end: Arc<tokio::sync::watch::Sender<Option<End>>>,
+}
+
+/// How a process left the run queue.
+#[derive(Clone, Debug, PartialEq)]
+enum End {
+    /// For good; durable.
+    Exit(Exit),
+    /// The environment failed; it can be resumed.
+    Suspended(String),
+}
+
+impl Kernel {
+    /// A kernel for the data directory `data`.
+    pub fn builder(data: impl Into<std::path::PathBuf>) -> Builder {
+        Builder::new(data.into())
+    }
+
+    /// Registers a native hook; `name` is what a refused caller is told.
+    pub fn register_hook(
+        &self,
+        point: Hook,
+        name: impl Into<String>,
+        callback: impl Fn(&HookEvent) -> Verdict + Send + Sync + 'static,
+    ) {
+        self.0.services.hooks.register(point, name, callback);
+    }
+
+    fn owner(&self) -> Result<&Owner, Error> {
+        self.0.owner.as_ref().ok_or(Error::ReadOnly)
+    }
+
+    fn live(&self, pid: Pid) -> Option<Live> {
+        self.0.owner.as_ref().and_then(|o| lock(&o.live).get(&pid).cloned())
+    }
+
+    /// Writes a record into the kernel's own chain.
+    async fn audit(&self, event: &str, object: &str, decision: &str) -> Result<(), Error> {
+        let owner = self.owner()?;
+        let mut chain = owner.chain.lock().await;
+        let record = chain.append(now_ms(), event, object, decision, "kernel");
+        self.0.services.store.enqueue(Batch { pid: Pid::KERNEL, changes: vec![Change::Audit(record)] }).await?;
+        Ok(())
+    }
+
+    /// Stops all processes where they are (resumable), writes everything out, gives the lock back.
+    pub async fn shutdown(&self) {
+        if let Some(owner) = &self.0.owner {
+            let all: Vec<_> = lock(&owner.live).values().cloned().collect();
+            for live in all {
+                live.task.kill().await;
+                live.process.caller.close_events();
+            }
+            if let Err(e) = self.audit("kernel-stop", "", "allow").await {
+                tracing::warn!("the end of the kernel is not in the audit log: {e}");
+            }
+            self.0.services.store.close().await;
+            owner.scheduler.shutdown();
+            drop(lock(&owner.lock).take());
+        } else {
+            self.0.services.store.close().await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these guard is whole at every instant: a map, an option.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

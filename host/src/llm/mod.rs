@@ -1,0 +1,141 @@
+//! Model providers: one trait, a written script, and OpenAI-compatible servers.
+//!
+//! Streaming is the primitive: a provider sends text pieces while it works and returns the whole
+//! reply at the end. It knows no process, no pages and no store.
+
+pub mod constrained;
+pub mod models;
+pub mod openai;
+pub mod script;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::abi::{Message, Reply, TokenUsage, ToolCall, ToolSpec};
+pub use models::{Models, Resolved};
+
+/// Why a model gave no reply.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No model was named anywhere.
+    #[error("no model is chosen")]
+    NoModel {
+        /// What was found on this machine, and a command to copy.
+        hint: String,
+    },
+    /// The model's name leads nowhere.
+    #[error("`{model}` is no model: {why}")]
+    UnknownModel {
+        /// `provider/model`.
+        model: String,
+        /// What is missing.
+        why: String,
+    },
+    /// The script's `expect` is not in the newest message.
+    #[error("script line {line} expects `{expect}`, the newest message is `{got}`")]
+    ScriptMismatch {
+        /// Line of the file, from 1.
+        line: usize,
+        /// The text expected.
+        expect: String,
+        /// The newest message, shortened.
+        got: String,
+    },
+    /// The script has no line for this request.
+    #[error("the script {script} has {lines} replies, this is request {request}")]
+    ScriptExhausted {
+        /// The file.
+        script: String,
+        /// How many lines count for this agent.
+        lines: usize,
+        /// Which request, from 1.
+        request: u64,
+    },
+    /// The provider answered with an error status.
+    #[error("{provider} answered {status}: {message}")]
+    Status {
+        /// Provider's name.
+        provider: String,
+        /// HTTP status.
+        status: u16,
+        /// Its text, shortened, without secrets.
+        message: String,
+    },
+    /// The provider could not be reached, or the connection broke.
+    #[error("{provider} at {url} cannot be reached: {message}")]
+    Unreachable {
+        /// Provider's name.
+        provider: String,
+        /// Base URL.
+        url: String,
+        /// The cause.
+        message: String,
+    },
+    /// The reply is not what the protocol or the schema says.
+    #[error("{provider} sent a reply that cannot be used: {message}")]
+    Malformed {
+        /// Provider's name.
+        provider: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// One request: the window as messages, and what may be called.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The model part of `provider/model`.
+    pub model: String,
+    /// The agent's name: a script line may count for one agent only.
+    pub agent: String,
+    /// Which request of its process this is, from 1; the same again after a resume.
+    pub index: u64,
+    /// The window, oldest first.
+    pub messages: Vec<Message>,
+    /// The tools on offer.
+    pub tools: Vec<ToolSpec>,
+    /// Sampling temperature; the provider's default when `None`.
+    pub temperature: Option<f32>,
+    /// Output token limit; the provider's default when `None`.
+    pub max_tokens: Option<u32>,
+    /// JSON Schema for the answer's text.
+    pub response_schema: Option<serde_json::Value>,
+    /// Results of earlier tool calls by call id, for those that [`Provider::references`] named.
+    pub results: std::collections::HashMap<String, String>,
+}
+
+/// A model provider.
+#[async_trait]
+pub trait Provider: Send + Sync + std::fmt::Debug {
+    /// Asks the model. Text goes to `deltas` as it comes (a closed receiver is no error); the reply
+    /// holds the whole of it. Dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    async fn generate(&self, request: Request, deltas: UnboundedSender<String>) -> Result<Reply, Error>;
+
+    /// Ids of tool calls whose results the `index`-th reply to `agent` will quote. Only scripts do.
+    fn references(&self, agent: &str, index: u64) -> Vec<String> {
+        let _ = (agent, index);
+        Vec::new()
+    }
+
+    /// Size of the model's window in tokens.
+    fn window(&self, model: &str) -> u32;
+}
+
+/// What a call is taken to have used where nobody says: four bytes a token, nothing cached, no price.
+fn estimate_usage(messages: &[Message], text: &str, calls: &[ToolCall]) -> TokenUsage {
+    let tokens = |bytes: usize| u32::try_from(bytes.div_ceil(4)).unwrap_or(u32::MAX);
+    let asked = messages.iter().map(|m| m.text().len()).sum();
+    let said = text.len() + calls.iter().map(|c| c.name.len() + c.arguments.len()).sum::<usize>();
+    TokenUsage { input: tokens(asked), cached: 0, output: tokens(said), micro_usd: None }
+}
+
+/// The first `max` characters of a text, marked where it goes on.
+fn shorten(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,99 @@
+//! Limits: what one guest instance may use (`Limits`) and what a whole process may (`ResourceQuota`).
+//!
+//! There is no value that means "unlimited" and no limit without a number. Pure arithmetic; who
+//! enforces each is written beside it.
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes in a MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// The limits of one guest instance, taken by every lane: agents, tools, plugin inspection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Instructions, in wasmtime fuel. Enforced by the store's fuel.
+    pub fuel: u64,
+    /// Bytes over all linear memories of the instance. Enforced by the store's limiter.
+    pub memory: u64,
+    /// Elements over all tables. Enforced by the store's limiter.
+    pub tables: u64,
+    /// Core instances in a component. Enforced by the store's limiter.
+    pub instances: u32,
+    /// Wall time of one call in milliseconds. Enforced by a timer and the epoch ticker.
+    pub wall_ms: u64,
+    /// Bytes of one result. Checked on return, and bounds what is copied out of the guest.
+    pub output: u64,
+    /// Bytes of log lines in one call. Enforced where the line arrives.
+    pub log: u64,
+    /// Calls into the kernel in one call of the guest. Enforced where the call arrives.
+    pub host_calls: u64,
+    /// Bytes copied between guest and kernel in one host call. Enforced by the store.
+    pub host_call_bytes: u64,
+}
+
+impl Limits {
+    /// The limits of one tool call unless the operator's `[limits]` say otherwise.
+    pub const TOOL: Self = Self {
+        fuel: 20_000_000_000,
+        memory: 256 * MIB,
+        tables: 20_000,
+        instances: 64,
+        wall_ms: 30_000,
+        output: 4 * MIB,
+        log: 256 * 1024,
+        host_calls: 100_000,
+        host_call_bytes: 8 * MIB,
+    };
+
+    /// The limits of an agent's instance; its fuel and wall time come from its [`ResourceQuota`].
+    pub const AGENT: Self = Self {
+        fuel: ResourceQuota::STANDARD.fuel,
+        memory: 256 * MIB,
+        tables: 20_000,
+        instances: 64,
+        wall_ms: ResourceQuota::STANDARD.wall_ms,
+        output: 4 * MIB,
+        log: 16 * MIB,
+        host_calls: 10_000_000,
+        host_call_bytes: 32 * MIB,
+    };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::TOOL
+    }
+}
+
+/// What a process may use in its whole life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceQuota {
+    /// Fuel, its tools' included.
+    pub fuel: u64,
+    /// Tokens, prompt and generated together.
+    pub tokens: u64,
+    /// Micro-USD. Counts what has a known price.
+    pub micro_usd: u64,
+    /// Tool calls.
+    pub tool_calls: u64,
+    /// Milliseconds alive.
+    pub wall_ms: u64,
+}
+
+impl ResourceQuota {
+    /// What a process gets unless it is told otherwise.
+    pub const STANDARD: Self = Self {
+        fuel: 1_000_000_000_000,
+        tokens: 20_000_000,
+        micro_usd: 50_000_000,
+        tool_calls: 100_000,
+        wall_ms: 24 * 3_600_000,
+    };
+}
+
+impl Default for ResourceQuota {
+    fn default() -> Self {
+        Self::STANDARD
+    }
+}

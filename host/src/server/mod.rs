@@ -1,0 +1,190 @@
+//! The API: one request type, one function that serves it, and the socket that carries both.
+//!
+//! [`handle`] is the whole behaviour. A command that owns the kernel calls it directly, a client
+//! reaches it through [`socket`]; neither can do what the other cannot. This module knows no command
+//! line and prints nothing.
+
+pub mod client;
+pub mod error;
+pub mod socket;
+pub mod wire;
+
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+use serde::Serialize;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::kernel::Kernel;
+use crate::process::{Event, EventKind, Mount, Pid};
+use error::ApiError;
+use wire::{CallLine, LogLine, MetricsLine, Request};
+
+/// An answer: JSON lines without their line ends. An error is the last item.
+pub type Lines = BoxStream<'static, Result<String, ApiError>>;
+
+/// How often a followed log is looked at. The store has no notification across its backends, and a
+/// fifth of a second is as quick as a person reads.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Serves one request.
+///
+/// Dropping the answer stops nothing that the request began: a process that it started runs on.
+///
+/// # Errors
+/// What the kernel refuses, as users see it. What fails later is the stream's last item.
+pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError> {
+    match request {
+        Request::Run(spawn) => {
+            let (pid, events) = kernel.spawn(spawn.into()).await?;
+            Ok(event_lines(events, stopped(kernel.clone(), pid)))
+        }
+        Request::Resume { pid } => Ok(event_lines(kernel.resume(pid).await?, stopped(kernel.clone(), pid))),
+        Request::Suspend { pid } => {
+            kernel.suspend(pid).await?;
+            list::<()>(Vec::new())
+        }
+        Request::Kill { pid, reason } => {
+            kernel.kill(pid, &reason).await?;
+            list::<()>(Vec::new())
+        }
+        Request::Ps {} => list(kernel.ps().await?),
+        Request::Logs { pid, follow } => log_lines(kernel.clone(), pid, follow).await,
+        Request::ToolLs {} => list(kernel.tools()),
+        Request::ToolShow { name } => list(vec![kernel.tool(&name)?]),
+        Request::ToolCall { name, arguments, mounts } => {
+            // Refused before it begins where the name leads nowhere.
+            let name = kernel.tool(&name)?.name;
+            Ok(call_line(kernel.clone(), name, arguments, mounts))
+        }
+        Request::PluginLs {} => list(kernel.plugins()),
+        Request::AgentLs {} => list(kernel.agents()),
+        Request::Context { pid } => list(kernel.context(pid).await?),
+        Request::AuditTail { pid, limit } => list(kernel.audit_tail(pid, limit).await?),
+        Request::AuditVerify {} => list(vec![kernel.audit_verify().await?]),
+        Request::Metrics {} => list(vec![MetricsLine { prometheus: kernel.metrics() }]),
+    }
+}
+
+fn json(item: &impl Serialize) -> Result<String, ApiError> {
+    serde_json::to_string(item).map_err(|e| ApiError::internal(format!("an answer is no JSON: {e}")))
+}
+
+fn list<T: Serialize>(items: Vec<T>) -> Result<Lines, ApiError> {
+    let lines = items.iter().map(json).collect::<Result<Vec<_>, _>>()?;
+    Ok(stream::iter(lines.into_iter().map(Ok)).boxed())
+}
+
+/// The events of a process up to its exit. Events that end without one mean that the process was
+/// stopped where it was; the last item says so.
+fn event_lines(events: UnboundedReceiver<Event>, why: impl Future<Output = ApiError> + Send + 'static) -> Lines {
+    stream::unfold(Some((events, why)), move |state| async move {
+        let (mut events, why) = state?;
+        let Some(event) = events.recv().await else {
+            return Some((Err(why.await), None));
+        };
+        let last = matches!(event.kind, EventKind::Exit { .. });
+        Some((json(&event), (!last).then_some((events, why))))
+    })
+    .boxed()
+}
+
+/// Why a process left the run queue without an end.
+async fn stopped(kernel: Kernel, pid: Pid) -> ApiError {
+    match kernel.wait(pid).await {
+        Err(e) => e.into(),
+        Ok(_) => ApiError::stopped(pid),
+    }
+}
+
+/// The report of a tool call. The call is a task of its own: one that has begun is not cut off
+/// because nobody waits for its report.
+fn call_line(kernel: Kernel, name: String, arguments: String, mounts: Vec<Mount>) -> Lines {
+    let call = tokio::spawn(async move { kernel.call_tool(&name, &arguments, mounts).await });
+    stream::once(async move {
+        match call.await {
+            Ok(report) => json(&CallLine::from(report?)),
+            Err(e) => Err(ApiError::internal(format!("a tool call panicked: {e}"))),
+        }
+    })
+    .boxed()
+}
+
+/// Where a followed log stands.
+struct Follow {
+    kernel: Kernel,
+    pid: Pid,
+    /// Lines given out.
+    seen: u64,
+    /// The process ran when this was last looked at, so there may be more.
+    more: bool,
+}
+
+async fn log_lines(kernel: Kernel, pid: Pid, follow: bool) -> Result<Lines, ApiError> {
+    // Whether it runs is asked before its lines are read: what it writes between the two is then
+    // read in the next round, and a process that no longer runs writes nothing.
+    let runs = |kernel: &Kernel| follow && kernel.running().contains(&pid);
+    let more = runs(&kernel);
+    let first = kernel.logs(pid, 0).await?;
+    let start = Follow { kernel, pid, seen: first.len() as u64, more };
+    let later = stream::unfold(start, |mut at| async move {
+        if !at.more {
+            return None;
+        }
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        at.more = at.kernel.running().contains(&at.pid);
+        let records = match at.kernel.logs(at.pid, at.seen).await {
+            Ok(records) => records,
+            Err(e) => {
+                at.more = false;
+                return Some((vec![Err(e.into())], at));
+            }
+        };
+        at.seen += records.len() as u64;
+        Some((records.into_iter().map(|r| json(&LogLine::from(r))).collect(), at))
+    });
+    let first: Vec<_> = first.into_iter().map(|r| json(&LogLine::from(r))).collect();
+    Ok(stream::once(async { first }).chain(later).flat_map(stream::iter).boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::error::Code;
+    use super::*;
+    use crate::process::{ProcessState, Usage};
+
+    fn event(kind: EventKind) -> Event {
+        Event { pid: Pid(4), seq: 1, at_ms: 2, kind }
+    }
+
+    #[tokio::test]
+    async fn events_end_with_the_exit() {
+        let (sender, receiver) = unbounded_channel();
+        sender.send(event(EventKind::Text { delta: "hi".into() })).unwrap();
+        let exit = EventKind::Exit {
+            status: "success".into(),
+            answer: Some("42".into()),
+            message: None,
+            usage: Usage::default(),
+        };
+        sender.send(event(exit)).unwrap();
+        // The sender stays open: the stream must end by itself.
+        let lines: Vec<_> = event_lines(receiver, async { ApiError::stopped(Pid(4)) }).collect().await;
+        assert_eq!(lines[0].as_deref().unwrap(), r#"{"pid":4,"seq":1,"at_ms":2,"type":"text","delta":"hi"}"#);
+        assert!(lines[1].as_deref().unwrap().contains(r#""type":"exit","status":"success","answer":"42""#));
+        assert_eq!(lines.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn events_without_an_exit_end_with_the_way_to_resume() {
+        let (sender, receiver) = unbounded_channel();
+        sender.send(event(EventKind::State { state: ProcessState::Stopped })).unwrap();
+        drop(sender);
+        let mut lines: Vec<_> = event_lines(receiver, async { ApiError::stopped(Pid(4)) }).collect().await;
+        let error = lines.pop().unwrap().unwrap_err();
+        assert_eq!((error.code, error.hint.as_str()), (Code::Stopped, "resume with: aok run --resume 4"));
+        assert_eq!(lines.len(), 1);
+    }
+}

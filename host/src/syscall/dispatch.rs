@@ -1,0 +1,622 @@
+//! Stages 3 to 6 and what differs between calls: the only place that knows the subsystems.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::path::Act;
+use super::{Caller, Cost, Options, Outcome, PageBrief, Stop, Syscall, UsageBrief, caller::now_ms};
+use crate::abi::{Effect, Errno, Error, Finish, Message, Reply, ToolResult, ToolSpec};
+use crate::capability::Rights;
+use crate::context::{self, NewPage, Placement, Read};
+use crate::hook::Hook;
+use crate::llm::{self, Provider};
+use crate::process::EventKind;
+use crate::storage::{Change, PageKind};
+use crate::tool::{Entry, LOG_LINE_OVERHEAD, LogLine, Lookup, conflict};
+
+/// What the policy stage found for a call.
+pub(super) enum Admitted {
+    Plain,
+    Tool(Arc<Entry>, Rights),
+    Model(Box<ModelCall>),
+}
+
+impl Admitted {
+    pub(super) fn effect(&self) -> Option<Effect> {
+        match self {
+            Self::Tool(entry, _) => Some(entry.spec.effect),
+            Self::Plain | Self::Model(_) => None,
+        }
+    }
+}
+
+/// A model call that is ready to be made.
+pub(super) struct ModelCall {
+    name: String,
+    provider: Arc<dyn Provider>,
+    model: String,
+    tools: Vec<ToolSpec>,
+    schema: Option<serde_json::Value>,
+    /// Upper bound of the prompt in tokens.
+    prompt_tokens: u32,
+    messages: Vec<Message>,
+    evicted: Vec<Change>,
+}
+
+/// What a dispatched call gave.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) outcome: Outcome,
+    pub(super) changes: Vec<Change>,
+    pub(super) lines: Vec<LogLine>,
+    pub(super) cost: Cost,
+}
+
+impl Default for Done {
+    fn default() -> Self {
+        Self { outcome: Outcome::Done, changes: Vec::new(), lines: Vec::new(), cost: Cost::default() }
+    }
+}
+
+impl Done {
+    pub(super) fn failed(error: Error) -> Self {
+        Self::from(Outcome::Failed(error))
+    }
+}
+
+impl From<Outcome> for Done {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, ..Self::default() }
+    }
+}
+
+/// Longest sleep of one call.
+const MAX_SLEEP_MS: u64 = 30 * 24 * 3_600_000;
+/// Longest state key and largest state value, in bytes.
+const MAX_KEY: usize = 512;
+const MAX_VALUE: usize = 1 << 20;
+
+impl Caller {
+    /// Stage 3: whether this process may do this to that, and with what.
+    pub(super) fn admit(&self, syscall: &Syscall) -> Result<Admitted, Error> {
+        match syscall {
+            Syscall::Call { call, .. } => {
+                let services = self.services();
+                let entry = match services.tools.find(&call.name) {
+                    Lookup::Found(entry) => entry,
+                    Lookup::Ambiguous(names) => {
+                        return Err(Error::new(
+                            Errno::NotFound,
+                            format!("`{}` is ambiguous: say one of {}", call.name, names.join(", ")),
+                        ));
+                    }
+                    Lookup::Unknown => {
+                        let names: Vec<_> = self.offered().into_iter().map(|s| s.name).collect();
+                        return Err(Error::new(
+                            Errno::NotFound,
+                            format!("there is no tool `{}`; there are: {}", call.name, names.join(", ")),
+                        ));
+                    }
+                };
+                services.executor.check(&entry, &call.arguments)?;
+                let rights = services.security.rights(self.spec(), &entry);
+                Ok(Admitted::Tool(entry, rights))
+            }
+            Syscall::Generate(options) => self.admit_model(options).map(|m| Admitted::Model(Box::new(m))),
+            Syscall::Sleep { ms } if *ms > MAX_SLEEP_MS => {
+                Err(Error::new(Errno::Invalid, format!("a sleep of {ms} ms is over the limit of {MAX_SLEEP_MS} ms")))
+            }
+            Syscall::StateGet { key } | Syscall::StateDelete { key } => check_key(key).map(|()| Admitted::Plain),
+            Syscall::StatePut { key, value, .. } => {
+                check_key(key)?;
+                if value.len() > MAX_VALUE {
+                    return Err(Error::new(
+                        Errno::TooLarge,
+                        format!("the value of `{key}` has {} bytes, the most is {MAX_VALUE}", value.len()),
+                    ));
+                }
+                Ok(Admitted::Plain)
+            }
+            _ => Ok(Admitted::Plain),
+        }
+    }
+
+    fn admit_model(&self, options: &Options) -> Result<ModelCall, Error> {
+        let model = options.model.as_deref().or(self.spec().model.as_deref());
+        let llm::Resolved { name, provider, model } = self.services().models.resolve(model).map_err(model_error)?;
+        let mut tools = self.offered();
+        if let Some(names) = &options.tools {
+            if let Some(unknown) = names.iter().find(|n| !tools.iter().any(|t| t.name == **n)) {
+                return Err(Error::new(
+                    Errno::NotFound,
+                    format!("the tool `{unknown}` is not offered to this process"),
+                ));
+            }
+            tools.retain(|t| names.contains(&t.name));
+        }
+        let schema = options
+            .response_schema
+            .as_deref()
+            .map(serde_json::from_str)
+            .transpose()
+            .map_err(|e| Error::new(Errno::Invalid, format!("`response-schema` is not JSON: {e}")))?;
+        let now = now_ms();
+        let mut pages = self.pages();
+        let evicted = pages.make_room(options.max_tokens.unwrap_or(0), now);
+        let evicted = evicted.into_iter().map(|(id, meta)| Change::PageMeta(id, meta)).collect();
+        Ok(ModelCall {
+            name,
+            provider,
+            model,
+            tools,
+            schema,
+            prompt_tokens: pages.resident_tokens(),
+            messages: pages.window(),
+            evicted,
+        })
+    }
+
+    /// The tools that this process is told of.
+    pub(super) fn offered(&self) -> Vec<ToolSpec> {
+        let services = self.services();
+        let all = services.tools.all();
+        all.iter().filter(|e| services.security.offers(self.spec(), e)).map(|e| e.spec.clone()).collect()
+    }
+
+    /// Stage 4: what the call may use at most must fit what is left.
+    pub(super) fn quota_reserve(&self, syscall: &Syscall, admitted: &Admitted) -> Result<(), Stop> {
+        let (usage, quota) = (self.usage(), &self.spec().quota);
+        let tokens = usage.tokens_in.saturating_add(usage.tokens_out);
+        let exceeded = match (syscall, admitted) {
+            (Syscall::Call { .. }, _) if usage.tool_calls >= quota.tool_calls => {
+                Some(("tool-calls", format!("it has made {} tool calls, all that its quota allows", quota.tool_calls)))
+            }
+            (_, Admitted::Model(call)) if tokens.saturating_add(u64::from(call.prompt_tokens)) >= quota.tokens => {
+                Some((
+                    "tokens",
+                    format!(
+                        "{} of {} tokens are used and the next prompt takes up to {}; allow more with --max-tokens",
+                        tokens, quota.tokens, call.prompt_tokens
+                    ),
+                ))
+            }
+            (_, Admitted::Model(_)) if usage.micro_usd.unwrap_or(0) >= quota.micro_usd => Some((
+                "usd",
+                format!(
+                    "the models cost {} micro-USD, all that its quota allows; allow more with --max-usd",
+                    quota.micro_usd
+                ),
+            )),
+            _ => None,
+        };
+        match exceeded {
+            None => Ok(()),
+            Some((limit, message)) => Err(self.over_quota(limit, message)),
+        }
+    }
+
+    /// Ends the process for a quota.
+    fn over_quota(&self, limit: &str, message: String) -> Stop {
+        self.stop(Stop::OverQuota { limit: limit.to_owned(), message })
+    }
+
+    /// Stage 5.
+    pub(super) async fn dispatch(&self, act: &Act, syscall: &Syscall, admitted: &Admitted) -> Done {
+        let done = match (syscall, admitted) {
+            (Syscall::Call { call, .. }, Admitted::Tool(entry, rights)) => {
+                self.call_tool(act, &call.id, &call.arguments, entry, rights).await
+            }
+            (Syscall::Generate(options), Admitted::Model(model)) => self.ask_model(act, options, model).await,
+            (Syscall::Log { level, message }, _) => self.write_log(level, message),
+            (Syscall::StateGet { .. } | Syscall::StatePut { .. } | Syscall::StateDelete { .. }, _) => {
+                self.state(syscall).await
+            }
+            (Syscall::Sleep { ms }, _) => {
+                self.set_activity(Some("timer".to_owned()));
+                tokio::time::sleep(Duration::from_millis(*ms)).await;
+                self.set_activity(None);
+                Done::default()
+            }
+            (Syscall::Available, _) => Outcome::Tools(self.offered()).into(),
+            (Syscall::SelfPid, _) => Outcome::Number(self.spec().pid.0).into(),
+            (Syscall::Step, _) => Done::default(),
+            _ => self.context(act, syscall).await,
+        };
+        let mut cost = act.cost();
+        cost.fuel = done.cost.fuel;
+        cost.memory_bytes = done.cost.memory_bytes;
+        Done { cost, ..done }
+    }
+
+    async fn call_tool(&self, act: &Act, id: &str, arguments: &str, entry: &Entry, rights: &Rights) -> Done {
+        let name = entry.spec.name.clone();
+        if self.has_subscribers() {
+            let arguments = serde_json::from_str(arguments).unwrap_or_default();
+            self.emit(act.ticket.seq, EventKind::ToolStart { id: id.to_owned(), name: name.clone(), arguments });
+        }
+        self.set_activity(Some(format!("tool {name}")));
+        let key = format!("{:016x}-{}-{}", self.spec().seed, self.spec().pid, act.ticket.seq);
+        let pid = self.spec().pid;
+        let left = self.fuel_left();
+        let report = self.services().executor.run(entry, arguments.to_owned(), pid, key, rights.clone(), left).await;
+        self.set_activity(None);
+        self.add_fuel(report.fuel);
+        let outcome = match report.result {
+            Ok(text) => Outcome::Text(text),
+            Err(e) => Outcome::Failed(e),
+        };
+        Done {
+            outcome,
+            changes: report.session.changes,
+            lines: report.session.lines,
+            cost: Cost { fuel: report.fuel, memory_bytes: report.memory_bytes, duration_us: 0 },
+        }
+    }
+
+    async fn ask_model(&self, act: &Act, options: &Options, call: &ModelCall) -> Done {
+        self.emit(act.ticket.seq, EventKind::LlmStart { model: call.name.clone(), prompt_tokens: call.prompt_tokens });
+        for change in &call.evicted {
+            if let Change::PageMeta(page, meta) = change {
+                self.emit(act.ticket.seq, EventKind::PageOut { page: *page, tokens: meta.tokens });
+                let hooks = &self.services().hooks;
+                if hooks.listens(Hook::AfterPageOut) {
+                    hooks.ask(self.hook_event(Hook::AfterPageOut, json!({ "page": page, "tokens": meta.tokens })));
+                }
+            }
+        }
+        self.services().metrics.observe_swap_out(call.evicted.len() as u64);
+        self.set_activity(Some(format!("model {}", call.name)));
+        let reply = self.model_reply(act, options, call).await;
+        self.set_activity(None);
+        let outcome = match reply {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(e) => Outcome::Failed(e),
+        };
+        Done { outcome, changes: call.evicted.clone(), ..Done::default() }
+    }
+
+    async fn model_reply(&self, act: &Act, options: &Options, call: &ModelCall) -> Result<Reply, Error> {
+        let results = self.quoted_results(call, act.ticket.request).await?;
+        let usage = self.usage();
+        let left =
+            self.spec().quota.tokens.saturating_sub(usage.tokens_in + usage.tokens_out + u64::from(call.prompt_tokens));
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        let request = llm::Request {
+            model: call.model.clone(),
+            agent: self.spec().agent.clone(),
+            index: act.ticket.request,
+            messages: call.messages.clone(),
+            tools: call.tools.clone(),
+            temperature: options.temperature,
+            // A quota that is nearly used up bounds the reply; one far away says nothing.
+            max_tokens: options.max_tokens.map(|m| m.min(left)).or((left < QUOTA_IS_NEAR).then_some(left)),
+            response_schema: call.schema.clone(),
+            results,
+        };
+        let (deltas, mut pieces) = mpsc::unbounded_channel::<String>();
+        let provider = Arc::clone(&call.provider);
+        // TLS and JSON of unknown depth run on a Tokio thread, not on the guest's stack.
+        let mut work = AbortOnDrop(tokio::spawn(async move { provider.generate(request, deltas).await }));
+        while let Some(delta) = pieces.recv().await {
+            self.emit(act.ticket.seq, EventKind::Text { delta });
+        }
+        match (&mut work.0).await {
+            Ok(reply) => reply.map_err(model_error),
+            Err(e) => Err(Error::new(Errno::Io, format!("the provider of `{}` broke: {e}", call.name))),
+        }
+    }
+
+    /// The results of earlier tool calls that the model's script quotes.
+    async fn quoted_results(
+        &self,
+        call: &ModelCall,
+        request: u64,
+    ) -> Result<std::collections::HashMap<String, String>, Error> {
+        let mut results = std::collections::HashMap::new();
+        for id in call.provider.references(&self.spec().agent, request) {
+            let page = self.pages().tool_call_text(&id);
+            if let Some(page) = page {
+                results.insert(id, self.page_text(page).await?);
+            }
+        }
+        Ok(results)
+    }
+
+    fn write_log(&self, level: &'static str, message: &str) -> Done {
+        let bytes = message.len() as u64 + LOG_LINE_OVERHEAD;
+        let limit = crate::quota::Limits::AGENT.log;
+        if self.usage().log_bytes + bytes > limit {
+            let stop = self.over_quota("log", format!("it logged more than {limit} bytes"));
+            return Done::failed(Error::limit("log", stop.to_string()));
+        }
+        self.charge(|u| u.log_bytes += bytes);
+        Done { lines: vec![LogLine { level, message: message.to_owned() }], ..Done::default() }
+    }
+
+    async fn state(&self, syscall: &Syscall) -> Done {
+        match self.state_result(syscall).await {
+            Ok(done) => done,
+            Err(error) => Done::failed(error),
+        }
+    }
+
+    async fn state_result(&self, syscall: &Syscall) -> Result<Done, Error> {
+        let pid = self.spec().pid;
+        let scope = format!("pid:{pid}");
+        let store = &self.services().store;
+        let failed = |e: crate::storage::Error| Error::new(Errno::Io, format!("the process's state: {e}"));
+        let read = async |key: &str| {
+            store.sync(pid).await.map_err(failed)?;
+            store.state(&scope, key).await.map_err(failed)
+        };
+        Ok(match syscall {
+            Syscall::StateGet { key } => Outcome::Entry(read(key).await?.map(|e| (e.value, e.revision))).into(),
+            Syscall::StatePut { key, value, expected } => {
+                let found = read(key).await?.map_or(0, |e| e.revision);
+                if let Some(expected) = expected.filter(|e| *e != found) {
+                    return Err(conflict(key, expected, found));
+                }
+                // Only this process writes its scope, so what was read holds until the batch commits.
+                let put = Change::StatePut { scope, key: key.clone(), value: value.clone(), expected: None };
+                Done { outcome: Outcome::Number(found + 1), changes: vec![put], ..Done::default() }
+            }
+            Syscall::StateDelete { key } => {
+                Done { changes: vec![Change::StateDelete { scope, key: key.clone() }], ..Done::default() }
+            }
+            _ => Done::default(),
+        })
+    }
+
+    async fn context(&self, act: &Act, syscall: &Syscall) -> Done {
+        match self.context_result(act, syscall).await {
+            Ok(done) => done,
+            Err(error) => Done::failed(error),
+        }
+    }
+
+    async fn context_result(&self, act: &Act, syscall: &Syscall) -> Result<Done, Error> {
+        let changed = |id: u64, meta| Done { changes: vec![Change::PageMeta(id, meta)], ..Done::default() };
+        Ok(match syscall {
+            Syscall::Append { kind, text, importance, pinned } => {
+                let page =
+                    NewPage { importance: *importance, pinned: *pinned, ..self.new_page(act, *kind, text.clone()) };
+                let record = self.pages().append(page).map_err(context_error)?;
+                Done {
+                    outcome: Outcome::Number(record.id),
+                    changes: vec![Change::Page(Box::new(record))],
+                    ..Done::default()
+                }
+            }
+            Syscall::Read { page } => {
+                let text = self.page_text(*page).await?;
+                let meta = self.pages().page(*page).map(|p| p.meta);
+                let changes = meta.map(|meta| Change::PageMeta(*page, meta)).into_iter().collect();
+                Done { outcome: Outcome::Text(text), changes, ..Done::default() }
+            }
+            Syscall::Pin { page, pinned } => changed(*page, self.pages().pin(*page, *pinned).map_err(context_error)?),
+            Syscall::SetImportance { page, importance } => {
+                changed(*page, self.pages().set_importance(*page, *importance).map_err(context_error)?)
+            }
+            Syscall::Pages => Outcome::Pages(self.page_briefs()).into(),
+            _ => {
+                let u = self.pages().usage();
+                Outcome::Usage(UsageBrief {
+                    window_tokens: u.window_tokens,
+                    resident_tokens: u.resident_tokens,
+                    resident_pages: u.resident_pages,
+                    swapped_pages: u.swapped_pages,
+                    faults: u.faults,
+                    hits: u.hits,
+                    evictions: u.evictions,
+                })
+                .into()
+            }
+        })
+    }
+
+    fn page_briefs(&self) -> Vec<PageBrief> {
+        self.pages()
+            .pages()
+            .map(|Placement { page, .. }| PageBrief {
+                id: page.id,
+                kind: page.kind,
+                tokens: page.meta.tokens,
+                importance: page.meta.importance,
+                pinned: page.meta.pinned,
+                resident: page.meta.resident,
+                preview: page.preview.clone(),
+            })
+            .collect()
+    }
+
+    async fn page_text(&self, id: u64) -> Result<String, Error> {
+        let pid = self.spec().pid;
+        let read = self.pages().read(id, now_ms()).map_err(context_error)?;
+        self.services().metrics.observe_page_read(matches!(read, Read::Resident(_)));
+        match read {
+            Read::Resident(text) => Ok(text),
+            Read::Swapped => {
+                let store = &self.services().store;
+                let failed = |e: crate::storage::Error| Error::new(Errno::Io, format!("page {id}: {e}"));
+                store.sync(pid).await.map_err(failed)?;
+                let page = store.page(pid, id).await.map_err(failed)?;
+                let page = page.ok_or_else(|| Error::new(Errno::Io, format!("page {id} is not in the store")))?;
+                self.pages().note_fault(id, now_ms());
+                Ok(page.text)
+            }
+        }
+    }
+
+    fn new_page(&self, act: &Act, kind: PageKind, text: String) -> NewPage {
+        NewPage {
+            id: act.ticket.page,
+            seq: act.ticket.seq,
+            kind,
+            text,
+            tool_calls: Vec::new(),
+            answers: None,
+            importance: None,
+            pinned: false,
+            now_ms: now_ms(),
+        }
+    }
+
+    /// Stage 6.
+    pub(super) fn quota_commit(&self, syscall: &Syscall, done: &Done) {
+        match (syscall, &done.outcome) {
+            (Syscall::Call { .. }, _) => self.charge(|u| u.tool_calls += 1),
+            (Syscall::Generate(_), Outcome::Reply(reply)) => self.charge(|u| {
+                let tokens = reply.usage;
+                u.micro_usd = match (u.llm_calls, u.micro_usd, tokens.micro_usd) {
+                    (0, _, first) => first,
+                    (_, Some(sum), Some(price)) => Some(sum.saturating_add(price)),
+                    _ => None,
+                };
+                u.llm_calls += 1;
+                u.tokens_in += u64::from(tokens.input);
+                u.tokens_cached += u64::from(tokens.cached);
+                u.tokens_out += u64::from(tokens.output);
+            }),
+            _ => {}
+        }
+    }
+
+    /// Makes the page that a finished call leaves in the window, as the hooks left the outcome.
+    pub(super) fn settle_pages(&self, act: &Act, syscall: &Syscall, done: &mut Done) {
+        let page = match (syscall, &done.outcome) {
+            (Syscall::Generate(_), Outcome::Reply(reply)) => NewPage {
+                tool_calls: reply.tool_calls.clone(),
+                ..self.new_page(act, PageKind::Assistant, reply.text.clone())
+            },
+            (Syscall::Call { call, page: true }, outcome) => NewPage {
+                answers: Some((call.id.clone(), call.name.clone())),
+                ..self.new_page(act, PageKind::ToolResult, result_text(outcome))
+            },
+            _ => return,
+        };
+        match self.pages().append(page) {
+            Ok(record) => done.changes.push(Change::Page(Box::new(record))),
+            Err(e) => done.outcome = Outcome::Failed(context_error(e)),
+        }
+    }
+
+    /// Stage 9 for those who watch.
+    pub(super) fn announce(&self, act: &Act, syscall: &Syscall, done: &Done) {
+        let metrics = &self.services().metrics;
+        match (syscall, &done.outcome) {
+            (Syscall::Call { call, .. }, outcome) => {
+                metrics.observe_tool_call(Instant::now());
+                if !self.has_subscribers() {
+                    return;
+                }
+                let (result, error) = match outcome {
+                    Outcome::Text(text) => (serde_json::from_str(text).ok(), None),
+                    Outcome::Failed(e) => (None, Some(json!(e))),
+                    _ => (None, None),
+                };
+                self.emit(
+                    act.ticket.seq,
+                    EventKind::ToolEnd {
+                        id: call.id.clone(),
+                        name: call.name.clone(),
+                        ok: error.is_none(),
+                        result,
+                        error,
+                        duration_us: done.cost.duration_us,
+                    },
+                );
+            }
+            (Syscall::Generate(_), outcome) => {
+                metrics.observe_gateway(Duration::from_micros(done.cost.duration_us));
+                let (usage, finish) = match outcome {
+                    Outcome::Reply(r) => (r.usage, finish_name(r.finish)),
+                    _ => (crate::abi::TokenUsage::default(), "error"),
+                };
+                self.emit(
+                    act.ticket.seq,
+                    EventKind::LlmEnd {
+                        input: usage.input,
+                        cached: usage.cached,
+                        output: usage.output,
+                        micro_usd: usage.micro_usd,
+                        finish: finish.to_owned(),
+                    },
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+/// With fewer tokens left than this the quota is passed to the provider as the reply's limit.
+const QUOTA_IS_NEAR: u32 = 32_768;
+
+/// The text of a tool-result page.
+fn result_text(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Text(text) => text.clone(),
+        Outcome::Failed(e) => json!({ "error": { "code": e.code.name(), "message": e.message } }).to_string(),
+        _ => "null".to_owned(),
+    }
+}
+
+/// What a tool call's outcome is for its caller.
+pub(super) fn tool_result(outcome: Outcome) -> ToolResult {
+    match outcome {
+        Outcome::Text(text) => Ok(text),
+        Outcome::Failed(e) => Err(e),
+        other => Err(Error::new(Errno::Io, format!("a tool call gave {other:?}"))),
+    }
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::ToolCalls => "tool-calls",
+        Finish::Length => "length",
+        Finish::Refused => "refused",
+    }
+}
+
+fn check_key(key: &str) -> Result<(), Error> {
+    if key.is_empty() || key.len() > MAX_KEY {
+        return Err(Error::new(
+            Errno::Invalid,
+            format!("a state key has 1 to {MAX_KEY} bytes, this one {}", key.len()),
+        ));
+    }
+    Ok(())
+}
+
+fn model_error(e: llm::Error) -> Error {
+    let code = match &e {
+        llm::Error::NoModel { .. } | llm::Error::UnknownModel { .. } => Errno::NotFound,
+        llm::Error::ScriptMismatch { .. } | llm::Error::ScriptExhausted { .. } | llm::Error::Malformed { .. } => {
+            Errno::Invalid
+        }
+        llm::Error::Status { status: 401 | 403, .. } => Errno::Denied,
+        llm::Error::Status { status: 429 | 500..=599, .. } => Errno::Again,
+        llm::Error::Status { .. } => Errno::Invalid,
+        llm::Error::Unreachable { .. } => Errno::Io,
+    };
+    Error::new(code, e.to_string())
+}
+
+fn context_error(e: context::Error) -> Error {
+    let code = match &e {
+        context::Error::NoPage { .. } => Errno::NotFound,
+        context::Error::Taken { .. } | context::Error::Importance { .. } => Errno::Invalid,
+    };
+    Error::new(code, e.to_string())
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,372 @@
+//! The one path by which a process reaches the world: each import of an agent is one value of
+//! [`Syscall`], and [`Caller::call`] takes each through the nine stages of DESIGN.md §2.
+//!
+//! Only [`dispatch`] knows the subsystems. A new capability is a variant here, a WIT function with
+//! its line in [`link`], and an arm there.
+
+mod caller;
+mod dispatch;
+pub(crate) mod link;
+mod path;
+mod step;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+pub use caller::{Caller, Life, Services, now_ms};
+pub use step::{Called, StepOutcome};
+
+use crate::abi::{Effect, Error, Reply, ToolCall, ToolSpec};
+use crate::storage::PageKind;
+
+/// Everything that an agent can do beyond computing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Syscall {
+    /// Write a log line.
+    Log {
+        /// `trace` … `error`.
+        level: &'static str,
+        /// The line.
+        message: String,
+    },
+    /// Read a state key.
+    StateGet {
+        /// The key.
+        key: String,
+    },
+    /// Write a state key.
+    StatePut {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Vec<u8>,
+        /// Compare-and-set against this revision.
+        expected: Option<u64>,
+    },
+    /// Delete a state key.
+    StateDelete {
+        /// The key.
+        key: String,
+    },
+    /// Append a page.
+    Append {
+        /// Its kind.
+        kind: PageKind,
+        /// Its text.
+        text: String,
+        /// Its importance; the kind's own when `None`.
+        importance: Option<f32>,
+        /// Whether it may be evicted.
+        pinned: bool,
+    },
+    /// Read a page's exact text.
+    Read {
+        /// The page.
+        page: u64,
+    },
+    /// Pin or unpin a page.
+    Pin {
+        /// The page.
+        page: u64,
+        /// Which.
+        pinned: bool,
+    },
+    /// Set a page's importance.
+    SetImportance {
+        /// The page.
+        page: u64,
+        /// 0 to 1.
+        importance: f32,
+    },
+    /// List the pages.
+    Pages,
+    /// Counters of the context.
+    Usage,
+    /// Ask the model.
+    Generate(Options),
+    /// List the tools that this process is offered.
+    Available,
+    /// Call a tool.
+    Call {
+        /// The call.
+        call: ToolCall,
+        /// Whether its result becomes a page.
+        page: bool,
+    },
+    /// Enter a step: the model call and the tool calls in it are syscalls of their own.
+    Step,
+    /// Ask for the process's own PID.
+    SelfPid,
+    /// Sleep.
+    Sleep {
+        /// Milliseconds.
+        ms: u64,
+    },
+}
+
+/// Options of a model call.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Options {
+    /// `provider/model`; the process's own when `None`.
+    pub model: Option<String>,
+    /// Full tool names; all on offer when `None`.
+    pub tools: Option<Vec<String>>,
+    /// Sampling temperature.
+    pub temperature: Option<f32>,
+    /// Output token limit.
+    pub max_tokens: Option<u32>,
+    /// JSON Schema of the answer's text, as JSON text.
+    pub response_schema: Option<String>,
+}
+
+/// What a syscall gives back; journaled as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Nothing but that it happened.
+    Done,
+    /// A number: a page id, a revision, a PID.
+    Number(u64),
+    /// A page's text, or a tool's result as JSON.
+    Text(String),
+    /// A state entry.
+    Entry(Option<(Vec<u8>, u64)>),
+    /// The pages of the context.
+    Pages(Vec<PageBrief>),
+    /// Counters of the context.
+    Usage(UsageBrief),
+    /// The model's reply.
+    Reply(Reply),
+    /// Tools on offer.
+    Tools(Vec<ToolSpec>),
+    /// Why it failed; the process goes on.
+    Failed(Error),
+}
+
+/// A page as its agent sees it in a listing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PageBrief {
+    /// Page id.
+    pub id: u64,
+    /// Kind.
+    pub kind: PageKind,
+    /// Tokens.
+    pub tokens: u32,
+    /// 0 to 1.
+    pub importance: f32,
+    /// Never evicted.
+    pub pinned: bool,
+    /// In the window.
+    pub resident: bool,
+    /// The first characters.
+    pub preview: String,
+}
+
+/// Counters of a context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageBrief {
+    /// Size of the window.
+    pub window_tokens: u32,
+    /// Tokens in it.
+    pub resident_tokens: u32,
+    /// Pages in it.
+    pub resident_pages: u32,
+    /// Pages in the store only.
+    pub swapped_pages: u64,
+    /// Reads that went to the store.
+    pub faults: u64,
+    /// Reads that did not.
+    pub hits: u64,
+    /// Pages put out.
+    pub evictions: u64,
+}
+
+/// What a syscall cost its process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Fuel of a guest that it ran.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fuel: u64,
+    /// Peak memory of that guest in bytes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub memory_bytes: u64,
+    /// Microseconds from start to end.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub duration_us: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// An outcome with its journal position and cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Journal position.
+    pub seq: u64,
+    /// What the guest gets.
+    pub outcome: Outcome,
+    /// What it cost.
+    pub cost: Cost,
+}
+
+/// A syscall's outcome as the journal keeps it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Recorded {
+    outcome: Outcome,
+    #[serde(default)]
+    cost: Cost,
+}
+
+/// Why a process cannot go on. Raised through the guest as a trap.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// A limit or a quota is used up.
+    #[error("{message}")]
+    OverQuota {
+        /// Which.
+        limit: String,
+        /// Used, allowed, and how to raise it.
+        message: String,
+    },
+    /// The guest made another call than its journal says.
+    #[error("{0}")]
+    Diverged(String),
+    /// The store failed: the process stays as it was last committed and can be resumed.
+    #[error("{0}")]
+    Store(String),
+}
+
+impl Syscall {
+    /// The name in journal, audit and traces.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Log { .. } => "log",
+            Self::StateGet { .. } => "state-get",
+            Self::StatePut { .. } => "state-put",
+            Self::StateDelete { .. } => "state-delete",
+            Self::Append { .. } => "append",
+            Self::Read { .. } => "read",
+            Self::Pin { .. } => "pin",
+            Self::SetImportance { .. } => "set-importance",
+            Self::Pages => "pages",
+            Self::Usage => "usage",
+            Self::Generate(_) => "generate",
+            Self::Available => "available",
+            Self::Call { .. } => "call",
+            Self::Step => "step",
+            Self::SelfPid => "self-pid",
+            Self::Sleep { .. } => "sleep",
+        }
+    }
+
+    /// What identifies the call for a replay: its arguments, long texts by digest.
+    #[must_use]
+    pub fn request(&self) -> String {
+        let value = match self {
+            Self::Log { level, message } => json!({ "level": level, "message": brief(message.as_bytes()) }),
+            Self::StateGet { key } | Self::StateDelete { key } => json!({ "key": key }),
+            Self::StatePut { key, value, expected } => {
+                json!({ "key": key, "value": brief(value), "expected": expected })
+            }
+            Self::Append { kind, text, importance, pinned } => {
+                json!({ "kind": kind, "text": brief(text.as_bytes()), "importance": importance, "pinned": pinned })
+            }
+            Self::Read { page } => json!({ "page": page }),
+            Self::Pin { page, pinned } => json!({ "page": page, "pinned": pinned }),
+            Self::SetImportance { page, importance } => json!({ "page": page, "importance": importance }),
+            Self::Generate(options) => json!(options),
+            Self::Call { call, page } => {
+                json!({ "id": call.id, "name": call.name, "arguments": brief(call.arguments.as_bytes()), "page": page })
+            }
+            Self::Sleep { ms } => json!({ "ms": ms }),
+            Self::Pages | Self::Usage | Self::Available | Self::Step | Self::SelfPid => return String::new(),
+        };
+        value.to_string()
+    }
+
+    /// What the call is about, for the audit record: a tool, a model, a key, a page.
+    #[must_use]
+    pub fn object(&self) -> String {
+        match self {
+            Self::Call { call, .. } => call.name.clone(),
+            Self::Generate(options) => options.model.clone().unwrap_or_default(),
+            Self::StateGet { key } | Self::StatePut { key, .. } | Self::StateDelete { key } => key.clone(),
+            Self::Read { page } | Self::Pin { page, .. } | Self::SetImportance { page, .. } => page.to_string(),
+            Self::Append { kind, .. } => format!("{kind:?}").to_lowercase(),
+            _ => String::new(),
+        }
+    }
+
+    /// How many page ids the call may use. Fixed by the call alone, so that a replay hands out the
+    /// same ids whatever the calls beside it did.
+    fn page_ids(&self) -> u64 {
+        match self {
+            Self::Append { .. } | Self::Generate(_) => 1,
+            Self::Call { page, .. } => u64::from(*page),
+            _ => 0,
+        }
+    }
+}
+
+/// Texts up to this many bytes stand in a request as they are, longer ones by digest.
+const BRIEF_BYTES: usize = 512;
+
+fn brief(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if bytes.len() <= BRIEF_BYTES => Value::from(text),
+        _ => json!({ "sha256": hex(&Sha256::digest(bytes)), "bytes": bytes.len() }),
+    }
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
+        let _ = write!(out, "{b:02x}"); // writing to a String cannot fail
+        out
+    })
+}
+
+/// The class of a call that reaches outside, `None` for one that does not.
+fn outward_effect(syscall: &Syscall, tool: Option<Effect>) -> Option<Effect> {
+    match syscall {
+        // Asking a model costs money but changes nothing: a request that a crash cut off is made again.
+        Syscall::Generate(_) => Some(Effect::Idempotent),
+        Syscall::Call { .. } => tool.filter(|e| e.is_outward()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_tell_calls_apart_and_stay_short() {
+        let call = |arguments: &str| Syscall::Call {
+            call: ToolCall { id: "1".into(), name: "t".into(), arguments: arguments.into() },
+            page: true,
+        };
+        assert_ne!(call("{\"a\":1}").request(), call("{\"a\":2}").request());
+        let long = |c: char| call(&c.to_string().repeat(100_000)).request();
+        assert_ne!(long('a'), long('b'));
+        assert!(long('a').len() < 256);
+    }
+
+    #[test]
+    fn outcomes_survive_the_journal() {
+        for outcome in [
+            Outcome::Done,
+            Outcome::Number(u64::MAX),
+            Outcome::Entry(Some((vec![0, 255], 3))),
+            Outcome::Failed(Error::limit("fuel", "used up")),
+        ] {
+            let text = serde_json::to_string(&Recorded { outcome: outcome.clone(), cost: Cost::default() }).unwrap();
+            assert_eq!(serde_json::from_str::<Recorded>(&text).unwrap().outcome, outcome);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `ToolExecutor`: checks a call's arguments and its result; runs it in between.
+
+use serde_json::Value;
+
+use super::{Entry, Invocation, Report, Session};
+use crate::abi::{Errno, Error};
+use crate::capability::Rights;
+use crate::process::Pid;
+use crate::storage::Store;
+
+/// Runs tool calls inside their caller's future.
+#[derive(Clone, Debug)]
+pub struct ToolExecutor {
+    store: Store,
+}
+
+impl ToolExecutor {
+    /// An executor whose tools keep their state in `store`.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// Checks arguments against the tool's schema.
+    ///
+    /// # Errors
+    /// `invalid`, naming the JSON pointer and what is expected there.
+    pub fn check(&self, tool: &Entry, arguments: &str) -> Result<(), Error> {
+        let name = &tool.spec.name;
+        let value: Value = serde_json::from_str(arguments)
+            .map_err(|e| Error::new(Errno::Invalid, format!("the arguments of `{name}` are not JSON: {e}")))?;
+        if !value.is_object() {
+            return Err(Error::new(Errno::Invalid, format!("the arguments of `{name}` must be a JSON object")));
+        }
+        match tool.validator.iter_errors(&value).next() {
+            None => Ok(()),
+            Some(e) => {
+                let at = e.instance_path().to_string();
+                let at = if at.is_empty() { "/".to_owned() } else { at };
+                Err(Error::new(
+                    Errno::Invalid,
+                    format!("the arguments of `{name}` are wrong at {at}: {e} (see `aok tool show {name}`)"),
+                ))
+            }
+        }
+    }
+
+    /// Runs a checked call. `fuel` is what the caller has left.
+    pub async fn run(
+        &self,
+        tool: &Entry,
+        arguments: String,
+        caller: Pid,
+        idempotency_key: String,
+        rights: Rights,
+        fuel: u64,
+    ) -> Report {
+        let session = Session::new(self.store.clone(), caller, &tool.plugin, tool.limits.log);
+        let call = Invocation {
+            tool: tool.tool.clone(),
+            arguments,
+            caller,
+            idempotency_key,
+            rights,
+            fuel: fuel.min(tool.limits.fuel),
+            session,
+        };
+        let mut report = tool.code.invoke(call).await;
+        if let Ok(text) = &report.result
+            && let Err(e) = check_result(tool, text)
+        {
+            report.result = Err(e);
+            report.session.changes.clear();
+        }
+        report
+    }
+}
+
+fn check_result(tool: &Entry, text: &str) -> Result<(), Error> {
+    let name = &tool.spec.name;
+    if text.len() as u64 > tool.limits.output {
+        return Err(Error::limit(
+            "output",
+            format!("the result of `{name}` has {} bytes, its `output` limit is {}", text.len(), tool.limits.output),
+        ));
+    }
+    serde_json::from_str::<serde::de::IgnoredAny>(text)
+        .map(drop)
+        .map_err(|e| Error::new(Errno::Invalid, format!("the result of `{name}` is not JSON: {e}")))
+}

@@ -1,0 +1,4 @@
+//! What the whole-system tests share.
+
+pub mod fake_llm;
+pub mod figure;

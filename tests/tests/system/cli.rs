@@ -1,0 +1,597 @@
+//! The outside contract on the real binary: names, fields, order and exit codes that scripts rely on.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::support::*;
+
+/// The object has exactly these fields.
+#[track_caller]
+fn has_exactly(object: &Value, fields: &str) {
+    let found: BTreeSet<&str> = object.as_object().expect("an object").keys().map(String::as_str).collect();
+    let expected: BTreeSet<&str> = fields.split(' ').collect();
+    assert_eq!(found, expected, "{object}");
+}
+
+/// The object has at least these fields.
+#[track_caller]
+fn has(object: &Value, fields: &str) {
+    for field in fields.split(' ') {
+        assert!(object.get(field).is_some(), "`{field}` is missing: {object}");
+    }
+}
+
+const PS: &str = "pid ppid name agent model group state waiting_on nice fuel slices tokens_in tokens_cached tokens_out \
+                  micro_usd tool_calls pages_resident pages_swapped exit";
+const TOOL: &str = "name plugin tool description effect input_schema output_schema source state";
+const PLUGIN: &str = "name file kind state version digest contract tools hooks agents calls errors diagnosis";
+const PAGE: &str = "id kind region tokens exact resident pinned importance accesses hash why cached";
+const AUDIT: &str = "seq pid at_ms event object decision by prev hash";
+const LOG: &str = "pid seq at_ms level source message";
+const METRICS: [&str; 9] = [
+    "aok_cpu_usage",
+    "aok_memory_usage_bytes",
+    "aok_context_hit_rate",
+    "aok_swap_count_total",
+    "aok_active_agents",
+    "aok_tool_calls_per_second",
+    "aok_gateway_latency_seconds",
+    "aok_storage_health",
+    "aok_scheduler_load",
+];
+
+/// A script of two tool calls and an answer, on a world with the file that they read.
+fn two_calls(world: &World) -> String {
+    fs::write(world.work().join("n.txt"), "40").unwrap();
+    world.script(&[
+        json!({"text": "I look. ", "tool_calls": [{"id": "a", "name": "fs__read", "arguments": {"path": "work/n.txt"}}],
+               "usage": {"input": 100, "cached": 60, "output": 7}}),
+        json!({"tool_calls": [{"id": "b", "name": "calc__eval", "arguments": {"expression": "{{a.text}}+2"}}], "expect": "40"}),
+        json!({"text": "It is 42.", "expect": "42"}),
+    ])
+}
+
+#[test]
+fn run_prints_the_answer_alone_and_the_rest_on_stderr() {
+    let world = World::new();
+    let (model, work) = (two_calls(&world), world.work());
+    let ran = world.run(&["run", "--task", "add", "--model", &model, "--dir", work.to_str().unwrap()]).exits(0);
+    assert_eq!(ran.stdout, "It is 42.\n");
+    assert!(ran.stderr.contains("→ fs__read") && ran.stderr.contains("← calc__eval"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains('\u{1b}'), "control sequences in a pipe: {}", ran.stderr);
+}
+
+#[test]
+fn the_task_comes_from_standard_input_and_the_model_from_the_environment() {
+    let world = World::new();
+    let model = world.script(&[json!({"expect": "the task is here", "text": "seen"})]);
+    let mut command = world.aok(&["run", "--task", "-"]);
+    let mut child = command.env("AOK_MODEL", &model).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"the task is here\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"seen\n"[..]));
+    // The configuration's default is the last resort.
+    world.configure(&format!("[llm]\ndefault = \"{model}\"\n"));
+    assert_eq!(world.run(&["run", "--task", "the task is here"]).exits(0).stdout, "seen\n");
+}
+
+#[test]
+fn the_events_of_a_run_have_their_fields_and_their_order() {
+    let world = World::new();
+    let (model, work) = (two_calls(&world), world.work());
+    let ran = world
+        .run(&["run", "--task", "add", "--model", &model, "--dir", work.to_str().unwrap(), "--name", "adder", "--json"])
+        .exits(0);
+    let events = ran.lines();
+    for event in &events {
+        has(event, "type pid seq at_ms");
+        assert_eq!(event["pid"], 1);
+        assert!(event["at_ms"].as_u64().unwrap() > 1_600_000_000_000, "{event}");
+        let fields = match event["type"].as_str().unwrap() {
+            "spawned" => "agent model task",
+            "state" => "state",
+            "llm_start" => "model prompt_tokens",
+            "text" => "delta",
+            "llm_end" => "input cached output micro_usd finish",
+            "tool_start" => "id name arguments",
+            "tool_end" => "id name ok result duration_us",
+            "page_out" | "page_in" => "page tokens",
+            "exit" => "status answer usage",
+            other => panic!("there is no event `{other}`"),
+        };
+        has(event, fields);
+    }
+    let order: Vec<&str> = events.iter().map(|e| e["type"].as_str().unwrap()).filter(|t| *t != "state").collect();
+    let turn = ["llm_start", "llm_end", "tool_start", "tool_end"];
+    let expected =
+        [&["spawned"][..], &["llm_start", "text", "llm_end", "tool_start", "tool_end"], &turn, &["llm_start"]];
+    let head = expected.concat();
+    assert_eq!(order[..head.len()], head);
+    let texts = order[head.len()..order.len() - 2].iter().all(|t| *t == "text");
+    assert!(texts && order[order.len() - 2..] == ["llm_end", "exit"], "{order:?}");
+
+    let all = |kind: &str| events.iter().filter(|e| e["type"] == kind).cloned().collect::<Vec<_>>();
+    let spawned = &all("spawned")[0];
+    assert_eq!((&spawned["agent"], &spawned["task"]), (&json!("assistant"), &json!("add")));
+    assert_eq!(spawned["model"], model);
+    let first = &all("llm_end")[0];
+    assert_eq!((&first["input"], &first["cached"], &first["output"]), (&json!(100), &json!(60), &json!(7)));
+    assert_eq!((&first["micro_usd"], &first["finish"]), (&Value::Null, &json!("tool-calls")));
+    let (start, end) = (&all("tool_start")[1], &all("tool_end")[1]);
+    assert_eq!((&start["id"], &start["name"]), (&json!("b"), &json!("calc__eval")));
+    assert_eq!(start["arguments"], json!({"expression": "40+2"}));
+    assert_eq!((&end["id"], &end["ok"]), (&json!("b"), &json!(true)));
+    assert_eq!(end["result"]["value"], 42, "{end}");
+    let exit = &events.last().unwrap();
+    assert_eq!((&exit["status"], &exit["answer"]), (&json!("success"), &json!("It is 42.")));
+    assert_eq!((&exit["usage"]["tool_calls"], &exit["usage"]["micro_usd"]), (&json!(2), &Value::Null));
+    assert!(exit["usage"]["fuel"].as_u64().unwrap() > 0);
+    // Nothing else is on stderr.
+    assert_eq!(ran.stderr, "");
+
+    let ps = world.run(&["ps", "--json"]).exits(0).lines();
+    assert_eq!(ps.len(), 1);
+    has_exactly(&ps[0], PS);
+    assert_eq!((&ps[0]["name"], &ps[0]["state"], &ps[0]["ppid"]), (&json!("adder"), &json!("Z"), &Value::Null));
+    assert_eq!((&ps[0]["group"], &ps[0]["nice"]), (&json!("default"), &json!(0)));
+    assert_eq!(ps[0]["exit"]["status"], "success");
+}
+
+#[test]
+fn a_failed_call_and_a_failed_run_say_so_in_their_events() {
+    let world = World::new();
+    let model = world.script(&[
+        json!({"tool_calls": [{"id": "a", "name": "fs__read", "arguments": {"path": "work/absent"}}]}),
+        json!({"error": {"status": 500}}),
+    ]);
+    let work = world.work();
+    let run = ["run", "--task", "x", "--model", &model, "--dir", work.to_str().unwrap(), "--max-tokens", "100000"];
+    let ran = world.run(&[&run[..], &["--json"]].concat()).exits(1);
+    let events = ran.lines();
+    let end = events.iter().find(|e| e["type"] == "tool_end").unwrap();
+    has(end, "id name ok error duration_us");
+    assert_eq!((&end["ok"], &end["error"]["code"]), (&json!(false), &json!("not-found")));
+    let exit = events.last().unwrap();
+    assert_eq!((&exit["type"], &exit["status"]), (&json!("exit"), &json!("failure")));
+    has(exit, "message usage");
+    assert_eq!(ran.error()["code"], "agent_failed");
+}
+
+#[test]
+fn a_token_quota_ends_the_run_with_the_quotas_exit_code() {
+    let world = World::new();
+    let model = world.script(&[json!({"text": "no"})]);
+    let ran = world.run(&["run", "--task", "x", "--model", &model, "--max-tokens", "10", "--json"]).exits(4);
+    let exit = ran.lines().pop().unwrap();
+    assert_eq!(exit["status"], "over-quota", "{exit}");
+    assert!(exit["message"].as_str().unwrap().contains("--max-tokens"), "{exit}");
+    assert_eq!(ran.error()["code"], "quota");
+}
+
+#[test]
+fn tools_are_listed_and_shown_with_their_schemas() {
+    let world = World::new();
+    world.install(PROBE);
+    let tools = world.run(&["tool", "ls", "--json"]).exits(0).lines();
+    let names: Vec<&str> = tools.iter().map(|t| t["name"].as_str().unwrap()).collect();
+    let bundled = ["calc__eval", "fs__append", "fs__list", "fs__read", "fs__search", "fs__write"];
+    assert!(bundled.iter().all(|name| names.contains(name)), "{names:?}");
+    for tool in &tools {
+        has_exactly(tool, TOOL);
+        assert_eq!(tool["state"], "ready");
+        assert!(tool["input_schema"]["type"] == "object" && tool["description"] != "", "{tool}");
+        let source = if tool["plugin"] == "probe" { "directory" } else { "bundled" };
+        assert_eq!(tool["source"], source, "{tool}");
+        let shown = world.run(&["tool", "show", tool["name"].as_str().unwrap(), "--json"]).exits(0).lines();
+        assert_eq!(shown, [tool.clone()]);
+    }
+    let effect = |name: &str| tools.iter().find(|t| t["name"] == name).unwrap()["effect"].clone();
+    for (name, expected) in [
+        ("calc__eval", "pure"),
+        ("fs__read", "read-only"),
+        ("fs__write", "idempotent"),
+        ("fs__append", "destructive"),
+        ("probe__set", "idempotent"),
+    ] {
+        assert_eq!(effect(name), expected, "{name}");
+    }
+    let table = world.run(&["tool", "ls"]).exits(0).stdout;
+    assert!(names.iter().all(|name| table.contains(name)), "{table}");
+    let sheet = world.run(&["tool", "show", "eval"]).exits(0).stdout;
+    assert!(sheet.contains("calc__eval") && sheet.contains("expression"), "{sheet}");
+}
+
+#[test]
+fn a_tool_call_prints_the_result_as_json() {
+    let world = World::new();
+    let sum = r#"{"expression":"6*7"}"#;
+    let plain = world.run(&["tool", "call", "calc__eval", sum]).exits(0).stdout;
+    assert_eq!(serde_json::from_str::<Value>(&plain).unwrap()["value"], 42);
+    // A bare name works while it is unambiguous.
+    assert_eq!(world.run(&["tool", "call", "eval", sum]).exits(0).stdout, plain);
+    let report = &world.run(&["tool", "call", "eval", sum, "--json"]).exits(0).lines()[0];
+    has(report, "tool ok result fuel memory_bytes duration_us seq");
+    assert_eq!(
+        (&report["tool"], &report["ok"], &report["result"]["value"]),
+        (&json!("calc__eval"), &json!(true), &json!(42))
+    );
+    for figure in ["fuel", "memory_bytes", "duration_us", "seq"] {
+        assert!(report[figure].as_u64().unwrap() > 0, "{report}");
+    }
+    // It is journaled and audited as a client process.
+    let ps = world.run(&["ps", "--json"]).exits(0).lines();
+    assert!(ps.len() == 3 && ps.iter().all(|p| p["agent"] == "client" && p["state"] == "Z"), "{ps:?}");
+    let tail = world.run(&["audit", "tail", &report["pid"].to_string(), "--json"]).exits(0).lines();
+    assert!(tail.iter().any(|r| r["event"] == "call" && r["object"] == "calc__eval"), "{tail:?}");
+}
+
+#[test]
+fn the_arguments_of_a_tool_call_come_from_the_line_a_file_or_standard_input() {
+    let world = World::new();
+    world.install(PROBE);
+    let arguments = r#"{"a":"größe","n":1.50}"#;
+    let file = world.dir.path().join("arguments.json");
+    fs::write(&file, arguments).unwrap();
+    let echo = world.run(&["tool", "call", "probe__echo", arguments]).exits(0).stdout;
+    assert_eq!(serde_json::from_str::<Value>(&echo).unwrap(), json!({"a": "größe", "n": 1.5}));
+    assert_eq!(world.run(&["tool", "call", "probe__echo", &format!("@{}", file.display())]).exits(0).stdout, echo);
+    let mut command = world.aok(&["tool", "call", "probe__echo", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(arguments.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8(output.stdout).unwrap()), (Some(0), echo));
+    // Without arguments there are none.
+    assert_eq!(world.run(&["tool", "call", "probe__echo"]).exits(0).stdout, "{}\n");
+}
+
+#[test]
+fn a_tool_call_fails_by_its_kind() {
+    let world = World::new();
+    world.install(PROBE);
+    for (code, exit, reported) in
+        [("denied", 3, "denied"), ("not-found", 1, "tool_failed"), ("quota", 4, "quota"), ("io", 1, "tool_failed")]
+    {
+        let arguments = json!({"code": code, "message": "because I say so"}).to_string();
+        let ran = world.run(&["tool", "call", "probe__fail", &arguments, "--json"]).exits(exit);
+        let report = &ran.lines()[0];
+        has(report, "tool ok error");
+        has_exactly(&report["error"], "code message limit");
+        assert_eq!((&report["ok"], &report["error"]["code"]), (&json!(false), &json!(code)), "{report}");
+        assert_eq!(ran.error()["code"], reported);
+        let plain = world.run(&["tool", "call", "probe__fail", &arguments]).exits(exit);
+        assert!(plain.stdout.is_empty() && plain.stderr.contains("because I say so"), "{plain:?}");
+    }
+}
+
+#[test]
+fn a_bare_name_that_two_plugins_serve_is_ambiguous() {
+    let world = World::new();
+    world.install(PROBE);
+    fs::copy(PROBE, world.plugins().join("twin-1.wasm")).unwrap();
+    for command in [&["tool", "call", "echo"][..], &["tool", "show", "echo"]] {
+        let error = world.run(&[command, &["--json"]].concat()).exits(2).error();
+        assert_eq!(error["code"], "ambiguous_tool");
+        let hint = error["hint"].as_str().unwrap();
+        assert!(hint.contains("probe__echo") && hint.contains("twin_1__echo"), "{hint}");
+    }
+    // Each is itself, and has a state of its own.
+    for name in ["probe__counter", "twin_1__counter"] {
+        assert_eq!(world.run(&["tool", "call", name]).exits(0).stdout, "1\n", "{name}");
+    }
+}
+
+#[test]
+fn a_plugin_with_one_tool_of_its_own_name_is_just_that_name() {
+    let world = World::new();
+    let tools = world.run(&["tool", "ls", "--json"]).exits(0).lines();
+    for tool in &tools {
+        let (name, plugin, own) = (&tool["name"], tool["plugin"].as_str().unwrap(), tool["tool"].as_str().unwrap());
+        let expected = if plugin == own { plugin.to_owned() } else { format!("{plugin}__{own}") };
+        assert_eq!(name, &expected, "{tool}");
+    }
+}
+
+#[test]
+fn plugins_and_agents_are_listed() {
+    let world = World::new();
+    for guest in [PROBE, STEPPER] {
+        world.install(guest);
+    }
+    let plugins = world.run(&["plugin", "ls", "--json"]).exits(0).lines();
+    for plugin in &plugins {
+        has(plugin, PLUGIN);
+        assert_eq!((&plugin["state"], &plugin["diagnosis"]), (&json!("loaded"), &Value::Null), "{plugin}");
+        assert_eq!(plugin["digest"].as_str().map(str::len), Some(64), "{plugin}");
+    }
+    let of = |name: &str| plugins.iter().find(|p| p["name"] == name).unwrap();
+    for (name, kind) in
+        [("fs", "tool"), ("calc", "tool"), ("probe", "tool"), ("assistant", "agent"), ("stepper", "agent")]
+    {
+        assert_eq!(of(name)["kind"], json!([kind]));
+    }
+    assert_eq!((&of("fs")["file"], &of("stepper")["agents"]), (&Value::Null, &json!(["stepper"])));
+    assert!(of("probe")["file"].as_str().unwrap().ends_with("probe.wasm"));
+    assert_eq!(of("calc")["tools"], json!(["calc__eval"]));
+
+    let agents = world.run(&["agent", "ls", "--json"]).exits(0).lines();
+    let names: Vec<&str> = agents.iter().map(|a| a["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["assistant", "stepper"]);
+    let table = world.run(&["agent", "ls"]).exits(0).stdout;
+    assert!(table.contains("assistant") && table.contains("stepper"), "{table}");
+}
+
+#[test]
+fn context_logs_and_audit_show_what_a_process_did() {
+    let world = World::new();
+    world.install(STEPPER);
+    let task = json!([
+        {"op": "log", "message": "hello from the agent"},
+        {"op": "append", "kind": "note", "text": "a note to keep", "importance": 0.5},
+        {"op": "call", "name": "calc__eval", "arguments": {"expression": "1+1"}},
+    ]);
+    let model = world.script(&[]);
+    world.run(&["run", "stepper", "--task", &task.to_string(), "--model", &model]).exits(0);
+
+    let pages = world.run(&["context", "1", "--json"]).exits(0).lines();
+    for page in &pages {
+        has_exactly(page, PAGE);
+    }
+    let kinds: Vec<&str> = pages.iter().map(|p| p["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["system", "tools", "task", "note"]);
+    assert!(pages[..3].iter().all(|p| p["pinned"] == true && p["resident"] == true), "{pages:?}");
+    assert_eq!((&pages[3]["pinned"], &pages[3]["importance"]), (&json!(false), &json!(0.5)));
+    assert!(world.run(&["context", "1"]).exits(0).stdout.contains("note"));
+
+    let logs = world.run(&["logs", "1", "--json"]).exits(0).lines();
+    assert_eq!(logs.len(), 1);
+    has_exactly(&logs[0], LOG);
+    assert_eq!((&logs[0]["message"], &logs[0]["level"]), (&json!("hello from the agent"), &json!("info")));
+    assert!(world.run(&["logs", "1"]).exits(0).stdout.contains("hello from the agent"));
+
+    let records = world.run(&["audit", "tail", "1", "--json"]).exits(0).lines();
+    for (i, record) in records.iter().enumerate() {
+        has_exactly(record, AUDIT);
+        assert_eq!((&record["pid"], &record["seq"]), (&json!(1), &json!(i + 1)), "oldest first, without a gap");
+    }
+    let events: Vec<&str> = records.iter().map(|r| r["event"].as_str().unwrap()).collect();
+    assert_eq!(events, ["spawn", "log", "append", "call", "exit"]);
+    let two = world.run(&["audit", "tail", "1", "-n", "2", "--json"]).exits(0).lines();
+    assert_eq!(two, records[3..]);
+    assert!(!world.run(&["audit", "tail", "0", "--json"]).exits(0).lines().is_empty());
+    let verdict = world.run(&["audit", "verify", "--json"]).exits(0).lines().pop().unwrap();
+    has_exactly(&verdict, "ok records");
+}
+
+#[test]
+fn the_nine_metrics_are_prometheus_text() {
+    let world = World::new();
+    let text = world.run(&["metrics"]).exits(0).stdout;
+    for name in METRICS {
+        assert!(text.contains(&format!("# TYPE {name} ")), "{name} is missing:\n{text}");
+    }
+    assert_eq!(text.matches("# TYPE ").count(), METRICS.len(), "{text}");
+    let json = world.run(&["metrics", "--json"]).exits(0).lines().pop().unwrap();
+    assert!(METRICS.iter().all(|name| json["prometheus"].as_str().unwrap().contains(name)), "{json}");
+    let promtool =
+        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let Ok(mut promtool) = promtool else {
+        eprintln!("promtool is not installed; the text was not checked by it");
+        return;
+    };
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn bare_aok_and_help_are_there() {
+    let world = World::new();
+    let brief = world.run(&[]).exits(0).stdout;
+    assert!((1..=10).contains(&brief.lines().count()) && brief.contains("aok run"), "{brief}");
+    let bare = Command::new(aok_binary()).output().unwrap();
+    assert_eq!((bare.status.code(), String::from_utf8(bare.stdout).unwrap()), (Some(0), brief));
+    for command in [
+        &[][..],
+        &["run"],
+        &["ps"],
+        &["logs"],
+        &["tool"],
+        &["tool", "ls"],
+        &["tool", "show"],
+        &["tool", "call"],
+        &["plugin", "ls"],
+        &["agent", "ls"],
+        &["context"],
+        &["audit", "tail"],
+        &["audit", "verify"],
+        &["metrics"],
+    ] {
+        let help = world.run(&[command, &["--help"]].concat()).exits(0);
+        assert!(help.stdout.contains("Usage: aok") && help.stdout.contains("--json"), "{command:?}: {}", help.stdout);
+        assert!(help.stdout.lines().next().is_some_and(|line| line.len() > 5), "{command:?} says nothing of itself");
+        assert_eq!(help.stderr, "");
+    }
+    let run = world.run(&["run", "--help"]).exits(0).stdout;
+    for option in [
+        "--task",
+        "--model",
+        "--dir",
+        "--name",
+        "--nice",
+        "--group",
+        "--max-fuel",
+        "--max-tokens",
+        "--max-usd",
+        "--timeout",
+        "--resume",
+        "--plugins",
+    ] {
+        assert!(run.contains(option), "`{option}` is missing:\n{run}");
+    }
+    assert!(world.run(&["--version"]).exits(0).stdout.starts_with("aok "));
+}
+
+#[test]
+fn the_data_directory_is_named_by_the_option_or_the_environment_and_is_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let world = World::new();
+    let home = world.dir.path().join("elsewhere/data");
+    let call = || {
+        let mut command = Command::new(aok_binary());
+        command.args(["tool", "call", "calc__eval", r#"{"expression":"1"}"#]).env("AOK_HOME", &home);
+        command
+    };
+    assert!(call().output().unwrap().status.success());
+    let mode = |name: &str| fs::metadata(home.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(""), mode("aok.db"), mode("lock")), (0o700, 0o600, 0o600));
+    assert!(!home.join("aok.sock").exists(), "an ended kernel leaves no socket");
+    // The option wins.
+    assert!(call().arg("--data").arg(world.data()).output().unwrap().status.success());
+    assert!(world.data().join("aok.db").exists());
+    assert_eq!(world.run(&["ps", "--json"]).exits(0).lines().len(), 1);
+}
+
+#[test]
+fn looking_at_a_directory_without_a_store_makes_none() {
+    let world = World::new();
+    for command in [&["ps"][..], &["plugin", "ls"], &["audit", "tail"], &["audit", "verify"], &["metrics"]] {
+        world.run(command).exits(0);
+    }
+    assert!(!world.data().join("aok.db").exists() && !world.data().join("lock").exists());
+}
+
+/// A script of a tool call, and an answer that takes its time.
+fn slow(world: &World, delay_ms: u64) -> String {
+    world.script(&[
+        json!({"tool_calls": [{"id": "a", "name": "calc__eval", "arguments": {"expression": "6*7"}}]}),
+        json!({"text": "It is {{a.value}}.", "delay_ms": delay_ms}),
+    ])
+}
+
+#[test]
+fn beside_a_run_every_other_command_is_its_client() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let world = World::new();
+    world.install(STEPPER);
+    let model = slow(&world, 600_000);
+    let mut live = world.start(&["run", "--task", "wait", "--model", &model, "--json"]);
+    live.event("tool_end");
+    let process = eventually("the process to wait for its model", || {
+        let ps = world.run(&["ps", "--json"]).exits(0).lines();
+        has_exactly(&ps[0], PS);
+        (ps[0]["state"] == "S").then(|| ps[0].clone())
+    });
+    assert_eq!(process["waiting_on"], format!("model {model}"), "{process}");
+    assert_eq!((&process["exit"], &process["tool_calls"]), (&Value::Null, &json!(1)));
+    assert!(process["pages_resident"].as_u64().unwrap() >= 3, "{process}");
+    let mode = fs::metadata(world.data().join("aok.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    for (command, fields) in [
+        (&["tool", "ls"][..], TOOL),
+        (&["tool", "show", "fs__read"], TOOL),
+        (&["plugin", "ls"], PLUGIN),
+        (&["agent", "ls"], "name plugin digest source"),
+        (&["context", "1"], PAGE),
+        (&["audit", "tail"], AUDIT),
+        (&["audit", "verify"], "ok records"),
+        (&["metrics"], "prometheus"),
+    ] {
+        let lines = world.run(&[command, &["--json"]].concat()).exits(0).lines();
+        assert!(!lines.is_empty(), "{command:?} gave nothing");
+        lines.iter().for_each(|line| has(line, fields));
+    }
+    let metrics = world.run(&["metrics"]).exits(0).stdout;
+    assert!(metrics.contains("aok_active_agents 1\n") && metrics.contains("aok_storage_health 1\n"), "{metrics}");
+    world.run(&["logs", "1"]).exits(0);
+    // What acts is done by the live kernel, whose process ids go on.
+    let report = world.run(&["tool", "call", "calc__eval", r#"{"expression":"2*3"}"#, "--json"]).exits(0).lines();
+    assert_eq!((&report[0]["pid"], &report[0]["result"]["value"]), (&json!(2), &json!(6)));
+    let task = json!([{"op": "pid"}]).to_string();
+    assert_eq!(world.run(&["run", "stepper", "--task", &task, "--model", &model]).exits(0).stdout, "[3]\n");
+    let busy = world.run(&["run", "--resume", "1", "--json"]).exits(2).error();
+    assert_eq!(busy["code"], "bad_state");
+    // An option that the live kernel was not started with cannot be honoured.
+    let other = tempfile::tempdir().unwrap();
+    let error = world.run(&["ps", "--plugins", other.path().to_str().unwrap(), "--json"]).exits(2).error();
+    assert!(error["message"].as_str().unwrap().contains("--plugins"), "{error}");
+
+    live.signal("INT");
+    live.end().exits(130);
+    assert!(!world.data().join("aok.sock").exists());
+}
+
+#[test]
+fn ctrl_c_stops_a_run_and_resume_finishes_it() {
+    for signal in ["INT", "TERM"] {
+        let world = World::new();
+        let model = slow(&world, 600_000);
+        let mut live = world.start(&["run", "--task", "wait", "--model", &model, "--json"]);
+        live.event("tool_end");
+        live.signal(signal);
+        let ran = live.end().exits(if signal == "INT" { 130 } else { 143 });
+        let error = ran.error();
+        assert_eq!(
+            (&error["code"], &error["hint"]),
+            (&json!("interrupted"), &json!("resume with: aok run --resume 1"))
+        );
+        assert!(ran.lines().iter().all(|e| e["type"] != "exit"), "{}", ran.stdout);
+        let ps = world.run(&["ps", "--json"]).exits(0).lines();
+        assert_eq!((&ps[0]["state"], &ps[0]["exit"]), (&json!("T"), &Value::Null));
+
+        slow(&world, 0);
+        let resumed = world.run(&["run", "--resume", "1", "--json"]).exits(0).lines();
+        assert!(resumed.iter().all(|e| e["type"] != "tool_start"), "a call was made twice: {resumed:?}");
+        assert_eq!(resumed.last().unwrap()["answer"], "It is 42.");
+        let ps = world.run(&["ps", "--json"]).exits(0).lines();
+        assert_eq!((&ps[0]["tool_calls"], &ps[0]["exit"]["status"]), (&json!(1), &json!("success")));
+        world.run(&["audit", "verify"]).exits(0);
+    }
+}
+
+#[test]
+fn ctrl_c_of_a_client_stops_its_own_process_only() {
+    let world = World::new();
+    let model = slow(&world, 600_000);
+    let start = || {
+        let mut run = world.start(&["run", "--task", "wait", "--model", &model, "--json"]);
+        run.event("tool_end");
+        run
+    };
+    let owner = start();
+    let client = start();
+    client.signal("INT");
+    let ran = client.end().exits(130);
+    assert_eq!(ran.error()["hint"], "resume with: aok run --resume 2");
+    let ps = world.run(&["ps", "--json"]).exits(0).lines();
+    assert_eq!((&ps[0]["state"], &ps[1]["state"]), (&json!("S"), &json!("T")));
+    owner.signal("INT");
+    owner.end().exits(130);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_listing_in_silence() {
+    let world = World::new();
+    let mut child = world.aok(&["tool", "ls", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(141), &b""[..]));
+}
+
+#[test]
+fn logs_follow_a_process_to_its_end() {
+    let world = World::new();
+    world.install(STEPPER);
+    let task = json!([{"op": "log", "message": "first"}, {"op": "sleep", "ms": 700}, {"op": "log", "message": "last"}]);
+    let model = world.script(&[]);
+    let mut live = world.start(&["run", "stepper", "--task", &task.to_string(), "--model", &model, "--json"]);
+    live.event("spawned");
+    let followed = world.run(&["logs", "1", "--follow", "--json"]).exits(0).lines();
+    let messages: Vec<&str> = followed.iter().map(|l| l["message"].as_str().unwrap()).collect();
+    assert_eq!(messages, ["first", "last"]);
+    live.end().exits(0);
+}
