@@ -125,9 +125,11 @@ impl Config {
     /// # Errors
     /// [`Error::Read`] and [`Error::Parse`].
     pub fn load(path: &Path, required: bool) -> Result<Self, Error> {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => return Ok(Self::default()),
+            // A data directory that is none is reported by whoever uses it, and not as a wrong configuration.
+            Err(e) if !required && matches!(e.kind(), NotFound | NotADirectory) => return Ok(Self::default()),
             Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
         };
         let config: Self =

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::registry::{Candidate, Component, Fault};
+use crate::tool::Source;
+
 include!(concat!(env!("OUT_DIR"), "/bundled.rs"));
 
 /// A component inside the binary.
@@ -25,44 +28,28 @@ pub fn bundled() -> &'static [Bundled] {
     BUNDLED
 }
 
-/// A plugin file, or why it cannot be one.
-#[derive(Debug)]
-pub struct Found {
-    /// The name: the file's stem.
-    pub name: String,
-    /// The file.
-    pub file: PathBuf,
-    /// Its bytes.
-    pub bytes: Result<Vec<u8>, Fault>,
-}
-
-/// Why a file of a plugin directory is refused before it is looked into.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Closed code.
-    pub code: &'static str,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub hint: String,
-}
-
 /// The largest component file that is read, in bytes.
 const MAX_COMPONENT: u64 = 256 << 20;
 
-/// Lists the `.wasm` files of the directories, by directory and then by name. The first file of a
-/// name has it; a missing directory holds nothing.
+/// Lists the bundled plugins, then the `.wasm` files of the directories, by directory and by name.
+/// The first of a name has it; a missing directory holds nothing.
 ///
 /// # Errors
 /// The directory that exists and cannot be read.
-pub fn scan(dirs: &[PathBuf]) -> Result<Vec<Found>, (PathBuf, std::io::Error)> {
+pub fn scan(dirs: &[PathBuf]) -> Result<Vec<Candidate>, (PathBuf, std::io::Error)> {
     let mut taken: BTreeMap<String, String> =
         bundled().iter().map(|b| (b.name.to_owned(), "a bundled plugin".to_owned())).collect();
-    let mut found = Vec::new();
+    let inside = |b: &'static Bundled| Candidate {
+        name: b.name.to_owned(),
+        file: None,
+        source: Source::Bundled,
+        component: Ok(Component::Bundled { bytes: b.component, digest: b.digest }),
+    };
+    let mut found: Vec<_> = bundled().iter().map(inside).collect();
     for dir in dirs {
         for file in components(dir).map_err(|e| (dir.clone(), e))? {
             let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let bytes = match (check_name(&name), taken.get(&name)) {
+            let component = match (check_name(&name), taken.get(&name)) {
                 (Err(fault), _) => Err(fault),
                 (Ok(()), Some(owner)) => Err(Fault {
                     code: "name_taken",
@@ -71,10 +58,10 @@ pub fn scan(dirs: &[PathBuf]) -> Result<Vec<Found>, (PathBuf, std::io::Error)> {
                 }),
                 (Ok(()), None) => {
                     taken.insert(name.clone(), file.display().to_string());
-                    read(&file)
+                    read(&file).map(|bytes| Component::File(bytes.into()))
                 }
             };
-            found.push(Found { name, file, bytes });
+            found.push(Candidate { name, file: Some(file), source: Source::Directory, component });
         }
     }
     Ok(found)
@@ -154,8 +141,11 @@ mod tests {
             fs::write(dir.path().join(file), b"\0asm").unwrap();
         }
         let found = scan(&[one.path().to_owned(), PathBuf::from("/nowhere"), two.path().to_owned()]).unwrap();
-        let told: Vec<_> =
-            found.iter().map(|f| (f.name.as_str(), f.bytes.as_ref().map_err(|f| f.code).map(|_| ()))).collect();
+        let told: Vec<_> = found
+            .iter()
+            .filter(|c| c.source == Source::Directory)
+            .map(|c| (c.name.as_str(), c.component.as_ref().map_err(|f| f.code).map(|_| ())))
+            .collect();
         assert_eq!(told, [("fs", Err("name_taken")), ("x", Ok(())), ("x", Err("name_taken"))]);
     }
 }

@@ -13,7 +13,6 @@ use tokio::sync::OnceCell;
 
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::engine::{self, AgentImage, Engine, Image, Refusal, ToolImage};
-use crate::plugin::{self, Bundled, Fault};
 use crate::quota::Limits;
 use crate::tool::{Entry, Invocation, Invoke, Report, SessionEnd, Source, ToolRegistry, full_name};
 
@@ -55,18 +54,56 @@ fn fault(r: Refusal) -> Fault {
     Fault { code: r.code, message: r.message, hint: r.hint }
 }
 
-/// Where a component's bytes are.
+/// Why a plugin is refused, for its author.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Closed code.
+    pub code: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// A plugin that was found, before anybody looked into it.
 #[derive(Clone, Debug)]
-enum Bytes {
-    Bundled(&'static [u8]),
+pub struct Candidate {
+    /// Its name.
+    pub name: String,
+    /// Its file; `None` for bundled ones.
+    pub file: Option<PathBuf>,
+    /// Where from.
+    pub source: Source,
+    /// Its component, or why there is none.
+    pub component: Result<Component, Fault>,
+}
+
+/// A component's bytes.
+#[derive(Clone, Debug)]
+pub enum Component {
+    /// Inside the binary, with its SHA-256 in hex.
+    Bundled {
+        /// The component.
+        bytes: &'static [u8],
+        /// Its digest.
+        digest: &'static str,
+    },
+    /// Read from a file.
     File(Arc<[u8]>),
 }
 
-impl Bytes {
-    fn get(&self) -> &[u8] {
+impl Component {
+    fn bytes(&self) -> &[u8] {
         match self {
-            Self::Bundled(bytes) => bytes,
+            Self::Bundled { bytes, .. } => bytes,
             Self::File(bytes) => bytes,
+        }
+    }
+
+    fn digest(&self) -> String {
+        match self {
+            Self::Bundled { digest, .. } => (*digest).to_owned(),
+            Self::File(bytes) => engine::digest(bytes),
         }
     }
 }
@@ -140,7 +177,7 @@ impl Agent {
 struct Lazy<T> {
     loader: Arc<Loader>,
     digest: String,
-    bytes: Bytes,
+    component: Component,
     limits: Limits,
     image: OnceCell<Arc<T>>,
 }
@@ -148,7 +185,7 @@ struct Lazy<T> {
 impl<T> Lazy<T> {
     async fn get(&self, pick: fn(Image) -> Option<Arc<T>>) -> Result<Arc<T>, Fault> {
         let make = || async {
-            let image = self.loader.load(&self.digest, self.bytes.get(), self.limits).await?;
+            let image = self.loader.load(&self.digest, self.component.bytes(), self.limits).await?;
             pick(image).ok_or_else(|| Fault {
                 code: "role_changed",
                 message: "the cache remembers another role of this component".into(),
@@ -210,65 +247,49 @@ impl Registry {
         Self { loader, limits, agents: RwLock::default(), records: RwLock::default() }
     }
 
-    /// Registers the bundled plugins and those of `found`; tools go into `tools`. One that cannot be
-    /// loaded is recorded with its diagnosis and disturbs no other.
-    pub async fn fill(&self, found: Vec<plugin::Found>, tools: &ToolRegistry) {
-        for Bundled { name, component, digest } in plugin::bundled() {
-            let bytes = Bytes::Bundled(component);
-            self.add(name, None, (*digest).to_owned(), bytes, Source::Bundled, tools).await;
-        }
-        for plugin::Found { name, file, bytes } in found {
-            match bytes {
-                Ok(bytes) => {
-                    let digest = engine::digest(&bytes);
-                    self.add(&name, Some(file), digest, Bytes::File(bytes.into()), Source::Directory, tools).await;
-                }
-                Err(fault) => self.record(Record {
-                    name,
-                    file: Some(file),
-                    source: Source::Directory,
-                    digest: None,
-                    tools: Vec::new(),
-                    is_agent: false,
-                    counts: Arc::default(),
-                    fault: Some(fault),
-                }),
+    /// Registers what was found; tools go into `tools`. A plugin that cannot be loaded is recorded with
+    /// its diagnosis and disturbs no other.
+    pub async fn fill(&self, found: Vec<Candidate>, tools: &ToolRegistry) {
+        for candidate in found {
+            let record = self.add(candidate, tools).await;
+            if let Some(fault) = &record.fault {
+                let Fault { code, message, hint } = fault;
+                tracing::warn!(plugin = record.name, code, "plugin refused: {message} ({hint})");
             }
+            self.records.write().unwrap_or_else(PoisonError::into_inner).push(record);
         }
     }
 
-    async fn add(
-        &self,
-        name: &str,
-        file: Option<PathBuf>,
-        digest: String,
-        bytes: Bytes,
-        source: Source,
-        tools: &ToolRegistry,
-    ) {
+    async fn add(&self, candidate: Candidate, tools: &ToolRegistry) -> Record {
+        let Candidate { name, file, source, component } = candidate;
         let counts = Arc::new(Counts::default());
         let mut record = Record {
-            name: name.to_owned(),
+            name,
             file,
             source,
-            digest: Some(digest.clone()),
+            digest: component.as_ref().ok().map(Component::digest),
             tools: Vec::new(),
             is_agent: false,
             counts: Arc::clone(&counts),
             fault: None,
         };
-        match self.know(&digest, &bytes).await {
+        let (component, digest) = match (component, record.digest.clone()) {
+            (Ok(component), Some(digest)) => (component, digest),
+            (Err(fault), _) => return Record { fault: Some(fault), ..record },
+            (Ok(_), None) => return record,
+        };
+        let name = &record.name;
+        match self.know(&digest, &component).await {
             Err(fault) => record.fault = Some(fault),
             Ok(Known::Agent) => {
                 record.is_agent = true;
-                let limits = Limits::AGENT;
-                let lazy = Arc::new(self.lazy(&digest, bytes, limits));
-                let agent = Agent { name: name.to_owned(), digest, source, lazy };
-                self.agents.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), agent);
+                let lazy = Arc::new(self.lazy(&digest, component, Limits::AGENT));
+                let agent = Agent { name: name.clone(), digest, source, lazy };
+                self.agents.write().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), agent);
             }
             Ok(Known::Tools { specs, needs_files }) => {
                 let code: Arc<dyn Invoke> =
-                    Arc::new(LazyTools { lazy: self.lazy(&digest, bytes, self.limits), counts });
+                    Arc::new(LazyTools { lazy: self.lazy(&digest, component, self.limits), counts });
                 match self.entries(name, source, specs, needs_files, &code) {
                     Ok(entries) => {
                         record.tools = entries.iter().map(|e| e.spec.name.clone()).collect();
@@ -285,11 +306,11 @@ impl Registry {
                 }
             }
         }
-        self.record(record);
+        record
     }
 
-    fn lazy<T>(&self, digest: &str, bytes: Bytes, limits: Limits) -> Lazy<T> {
-        Lazy { loader: Arc::clone(&self.loader), digest: digest.to_owned(), bytes, limits, image: OnceCell::new() }
+    fn lazy<T>(&self, digest: &str, component: Component, limits: Limits) -> Lazy<T> {
+        Lazy { loader: Arc::clone(&self.loader), digest: digest.to_owned(), component, limits, image: OnceCell::new() }
     }
 
     fn entries(
@@ -320,26 +341,13 @@ impl Registry {
         specs.into_iter().map(entry).collect()
     }
 
-    fn record(&self, record: Record) {
-        if let Some(fault) = &record.fault {
-            tracing::warn!(
-                plugin = record.name,
-                code = fault.code,
-                "plugin refused: {} ({})",
-                fault.message,
-                fault.hint
-            );
-        }
-        self.records.write().unwrap_or_else(PoisonError::into_inner).push(record);
-    }
-
     /// What a component is: from the cache, or by loading it once.
-    async fn know(&self, digest: &str, bytes: &Bytes) -> Result<Known, Fault> {
+    async fn know(&self, digest: &str, component: &Component) -> Result<Known, Fault> {
         let path = self.loader.cache.as_ref().map(|dir| dir.join(format!("{digest}.{FACTS}")));
         if let Some(known) = path.as_deref().and_then(remembered) {
             return Ok(known);
         }
-        let known = match self.loader.load(digest, bytes.get(), self.limits).await? {
+        let known = match self.loader.load(digest, component.bytes(), self.limits).await? {
             Image::Agent(_) => Known::Agent,
             Image::Tools(_, specs, needs_files) => Known::Tools { specs, needs_files },
         };

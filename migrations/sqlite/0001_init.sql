@@ -104,7 +104,7 @@ CREATE TABLE audit (
     hash     TEXT NOT NULL
 ) STRICT;
 CREATE INDEX audit_by_pid ON audit (pid);
-CREATE INDEX audit_by_time ON audit (at_ms);
+CREATE INDEX audit_by_time ON audit (at_ms, pid, seq);
 
 -- The last record of each chain, so that a cut tail is seen.
 CREATE TABLE audit_head (

@@ -40,13 +40,13 @@ pub(super) struct Args {
     #[arg(long)]
     group: Option<String>,
     /// Most fuel (wasmtime instructions), its tools' included
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     max_fuel: Option<u64>,
     /// Most tokens, prompt and answer together
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     max_tokens: Option<u64>,
     /// Most dollars
-    #[arg(long, value_name = "X", value_parser = input::micro_usd)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = input::micro_usd)]
     max_usd: Option<u64>,
     /// Most time alive: 30s, 5m, 1h30m
     #[arg(long, value_name = "TIME", value_parser = input::duration)]
@@ -164,14 +164,16 @@ fn resumable(error: ApiError, pid: Option<Pid>) -> ApiError {
 
 /// The answer, or why there is none.
 fn finished(pid: Pid, status: &str, answer: Option<&str>, message: Option<&str>, out: &mut Out) -> Result<(), Error> {
-    let Some(code) = Code::of_exit(status) else {
+    let why = message.unwrap_or("no reason was given");
+    let Some(code) = Code::of_exit(status, why) else {
         return if out.json { Ok(()) } else { out.guest_text(answer.unwrap_or_default()) };
     };
     let hint = match code {
+        Code::ScriptExhausted => "add a reply to the script".to_owned(),
+        Code::ScriptMismatch => "correct the script's line, or what the agent was asked".to_owned(),
         Code::Quota => "give a larger `--max-…` or `--timeout` and run it again".to_owned(),
         _ => format!("`aok logs {pid}` and `aok audit tail {pid}` show what it did"),
     };
-    let why = message.unwrap_or("no reason was given");
     Err(ApiError::new(code, format!("process {pid} ended with {status}: {why}"), hint).into())
 }
 

@@ -137,11 +137,24 @@ fn failed(tool: &str, pid: u64, error: abi::Error) -> Error {
     let code = Code::of_call(&error);
     let hint = match (code, &error.limit) {
         (Code::Denied, _) => "grant it, for a directory with `--dir PATH` or `--dir PATH:rw`".to_owned(),
-        (Code::Quota, Some(limit)) => format!("ask for less, or raise `[limits] {limit}` in aok.toml"),
+        (Code::Quota, Some(limit)) => more_of(limit),
         (Code::InvalidArguments, _) => format!("`aok tool show {tool}` has the schema"),
         _ => format!("`aok logs {pid}` and `aok audit tail {pid}` show what it did"),
     };
     Error::Failed(ApiError::new(code, format!("{tool}: {}", error.message), hint))
+}
+
+/// How to give a tool more of `limit`: the key of `[limits]` is not always the limit's name.
+fn more_of(limit: &str) -> String {
+    let keys = match limit {
+        "stack" => return "the stack's size is fixed; the tool must recurse less deeply".to_owned(),
+        "wall" => "wall_ms",
+        "host-calls" => "host_calls",
+        // Of a result, or of one call's arguments and result on their way; the message says which.
+        "output" => "output` or `host_call_bytes",
+        key => key,
+    };
+    format!("ask for less, or raise `{keys}` under `[limits]` in aok.toml")
 }
 
 #[cfg(test)]
@@ -177,7 +190,8 @@ mod tests {
     async fn errors_exit_by_their_kind_and_name_the_way_out() {
         for (error, exit, word) in [
             (abi::Error::new(Errno::Denied, "m"), 3, "--dir"),
-            (abi::Error::limit("fuel", "m"), 4, "[limits] fuel"),
+            (abi::Error::limit("fuel", "m"), 4, "`fuel` under `[limits]`"),
+            (abi::Error::limit("wall", "m"), 4, "`wall_ms`"),
             (abi::Error::new(Errno::Invalid, "m"), 2, "aok tool show calc__eval"),
             (abi::Error::new(Errno::Io, "m"), 1, "aok logs 9"),
         ] {

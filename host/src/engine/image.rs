@@ -99,7 +99,9 @@ pub(crate) fn diagnose(bytes: &[u8], error: &wasmtime::Error) -> Refusal {
         };
     }
     let text = format!("{error:#}");
-    if text.contains("unexpected end") || text.contains("unexpected-eof") {
+    let cut = ["unexpected end", "unexpected-eof"].iter().any(|words| text.contains(words));
+    // The size that a section says reaches past the file.
+    if cut || text.contains("section range") && text.contains("is out of bounds") {
         return Refusal {
             code: "truncated",
             message: format!("the component ends too early, after {} bytes", bytes.len()),

@@ -32,7 +32,7 @@ pub enum Error {
         why: String,
     },
     /// The script's `expect` is not in the newest message.
-    #[error("script line {line} expects `{expect}`, the newest message is `{got}`")]
+    #[error("script_mismatch: script line {line} expects `{expect}`, the newest message is `{got}`")]
     ScriptMismatch {
         /// Line of the file, from 1.
         line: usize,
@@ -42,7 +42,7 @@ pub enum Error {
         got: String,
     },
     /// The script has no line for this request.
-    #[error("the script {script} has {lines} replies, this is request {request}")]
+    #[error("script_exhausted: the script {script} has {lines} replies, this is request {request}")]
     ScriptExhausted {
         /// The file.
         script: String,

@@ -126,13 +126,17 @@ impl Code {
         }
     }
 
-    /// The code of a process that ended with `status` (the `exit` event's), `None` for a success.
+    /// The code of a process that ended with `status` and `message` (the `exit` event's), `None` for a
+    /// success. An agent that gives up because its script did says so in the script's words; every other
+    /// failure is the agent's own.
     #[must_use]
-    pub fn of_exit(status: &str) -> Option<Self> {
+    pub fn of_exit(status: &str, message: &str) -> Option<Self> {
         match status {
             "success" => None,
             "killed" => Some(Self::Killed),
             "over-quota" => Some(Self::Quota),
+            _ if message.starts_with("script_mismatch: ") => Some(Self::ScriptMismatch),
+            _ if message.starts_with("script_exhausted: ") => Some(Self::ScriptExhausted),
             _ => Some(Self::AgentFailed),
         }
     }
@@ -371,7 +375,7 @@ mod tests {
         check(E::Conflict { key: "k".into(), expected: 1, found: 2 }, Code::StoreFailed, 5, &["`k`"]);
         check(E::Broken { what: "page 3 exists".into() }, Code::StoreFailed, 5, &["page 3 exists"]);
         check(E::Refused { pid: Pid(3), first: "full".into() }, Code::StoreFailed, 5, &["--resume 3"]);
-        let source = Box::new(io::Error::other("disk I/O error"));
+        let source = std::sync::Arc::new(io::Error::other("disk I/O error"));
         let wrapped = kernel::Error::Storage(E::Backend { store: store(), source });
         check(wrapped, Code::StoreFailed, 5, &["aok.db", "disk I/O error"]);
     }
@@ -423,7 +427,7 @@ mod tests {
 
     #[test]
     fn process_exits_have_their_codes() {
-        let exit = |e: process::Exit| Code::of_exit(e.status()).map_or(0, Code::exit);
+        let exit = |e: process::Exit| Code::of_exit(e.status(), e.message()).map_or(0, Code::exit);
         assert_eq!(exit(process::Exit::Success(String::new())), 0);
         assert_eq!(exit(process::Exit::Failure(String::new())), 1);
         assert_eq!(exit(process::Exit::Killed(String::new())), 1);

@@ -87,7 +87,9 @@ pub(super) fn refusal(pid: Pid, change: &Change) -> Error {
         }
         Change::Page(p) => format!("page {} of process {} exists already", p.id, p.pid),
         Change::PageMeta(id, _) => format!("process {pid} has no page {id}"),
-        Change::StatePut { key, .. } | Change::StateDelete { key, .. } => format!("`{key}` cannot be written"),
+        Change::StatePut { key, .. } | Change::StateDelete { key, .. } => {
+            format!("`{key}` cannot be written")
+        }
         Change::Log(r) => format!("a log line of process {} cannot be written", r.pid),
         Change::Audit(r) => {
             format!("audit record {} of process {} does not follow the head of its chain", r.seq, r.pid)

@@ -145,7 +145,9 @@ impl Tables {
 
     fn spawn(&mut self, spec: &ProcessSpec) -> Option<Undo> {
         let pid = spec.pid;
-        let Entry::Vacant(slot) = self.processes.entry(pid) else { return None };
+        let Entry::Vacant(slot) = self.processes.entry(pid) else {
+            return None;
+        };
         slot.insert(ProcessRow {
             spec: spec.clone(),
             state: ProcessState::Runnable,
@@ -296,7 +298,9 @@ impl CheckpointJournal for Memory {
 impl Storage for Memory {
     async fn commit(&self, batches: Vec<Batch>) -> Vec<Result<(), Error>> {
         let mut tables = self.lock();
-        let Some(tables) = tables.as_mut() else { return vec![Err(closed()); batches.len()] };
+        let Some(tables) = tables.as_mut() else {
+            return vec![Err(closed()); batches.len()];
+        };
         let mut gate = Gate::default();
         let mut apply = |batch: &Batch| {
             let result = gate.check(batch).and_then(|()| tables.apply(batch));

@@ -13,6 +13,9 @@ mod plan;
 mod read;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -40,6 +43,11 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 const BUSY: Duration = Duration::from_secs(10);
 /// Reading connections; each is a thread while it lives.
 const READERS: u32 = 3;
+/// Database pages in the write-ahead log that make a commit move them into the file. Many processes
+/// dirty the same index pages again and again: a long log writes each of them back once.
+const CHECKPOINT_PAGES: &str = "8192";
+/// The writer's page cache, in KiB as SQLite wants it: the index pages that many processes append to.
+const CACHE: &str = "-16384";
 /// The write-ahead log is cut back to this size once its content is in the file.
 const WAL_BYTES: &str = "67108864";
 /// Room for every statement text that [`write`] can make, so that each is prepared once.
@@ -90,6 +98,8 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(synchronous)
             .pragma("journal_size_limit", WAL_BYTES)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+            .pragma("cache_size", CACHE)
             .statement_cache_capacity(STATEMENTS);
         let fail = |error| failure(&name, path, error);
         let mut conn = options.connect().await.map_err(fail)?;

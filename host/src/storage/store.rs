@@ -206,7 +206,9 @@ impl Store {
     pub async fn sync(&self, pid: Pid) -> Result<(), Error> {
         let done = {
             let mut queue = self.shared().lock();
-            let Some(lane) = queue.lanes.get(&pid) else { return Ok(()) };
+            let Some(lane) = queue.lanes.get(&pid) else {
+                return Ok(());
+            };
             if let Some(failed) = &lane.failed {
                 return Err(failed.clone());
             }
@@ -554,7 +556,9 @@ impl Queue {
         let conflict = matches!(result, Err(Error::Conflict { .. }));
         let failure = result.as_ref().err().cloned();
         let told = reply.is_some_and(|reply| reply.send(result).is_ok());
-        let Some(lane) = self.lanes.get_mut(&pid) else { return };
+        let Some(lane) = self.lanes.get_mut(&pid) else {
+            return;
+        };
         lane.under_way -= 1;
         match failure {
             Some(error) if !(conflict && told) => {
@@ -612,3 +616,6 @@ async fn write_groups(owner: EndsQueue) {
         shared.publish(finished, results);
     }
 }
+
+#[cfg(test)]
+mod tests;

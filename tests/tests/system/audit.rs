@@ -54,28 +54,27 @@ fn an_untouched_store_holds_and_counts_its_records() {
 }
 
 #[test]
-fn every_changed_field_of_every_chain_is_found() {
+fn every_changed_field_of_a_record_is_found() {
     let world = world();
-    for pid in [0, 1, 2] {
+    // The kernels are gone, so the store is this one file.
+    let (store, honest) = (world.data().join("aok.db"), std::fs::read(world.data().join("aok.db")).unwrap());
+    for (pid, field, new) in [
+        (1, "at_ms", "at_ms + 1"),
+        (1, "event", "event || 'x'"),
+        (1, "object", "object || 'x'"),
+        (1, "decision", "'deny'"),
+        (1, "by", "'person'"),
+        (1, "prev", "hash"),
+        (1, "hash", "prev"),
+        (2, "decision", "'deny'"),
+        (0, "object", "object || 'x'"),
+    ] {
         let seq = length(&world, pid) / 2 + 1;
-        let at = format!("WHERE pid = {pid} AND seq = {seq}");
-        for (field, new) in [
-            ("at_ms", "at_ms + 1"),
-            ("event", "event || 'x'"),
-            ("object", "object || 'x'"),
-            ("decision", "'deny'"),
-            ("by", "'person'"),
-            ("prev", "hash"),
-            ("hash", "prev"),
-        ] {
-            let old = world.sqlite(&format!("SELECT \"{field}\" FROM audit {at}"))[0][0].clone();
-            world.sqlite(&format!("UPDATE audit SET \"{field}\" = {new} {at}"));
-            is_broken(&world, pid, seq, "changed");
-            let old = old.as_str().map_or_else(|| old.to_string(), |text| format!("'{text}'"));
-            world.sqlite(&format!("UPDATE audit SET \"{field}\" = {old} {at}"));
-        }
-        holds(&world);
+        world.sqlite(&format!("UPDATE audit SET \"{field}\" = {new} WHERE pid = {pid} AND seq = {seq}"));
+        is_broken(&world, pid, seq, "changed");
+        std::fs::write(&store, &honest).unwrap();
     }
+    holds(&world);
 }
 
 #[test]

@@ -1,56 +1,32 @@
-//! Bad input and a bad environment: each gets its error with the way out, and nothing else is disturbed.
+//! Bad input: each gets its error with the way out, and nothing else is disturbed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 use super::support::*;
 
-/// The command must fail so, with all `words` in its message or hint.
-#[track_caller]
-fn refused(ran: Ran, exit: i32, code: &str, words: &[&str]) {
-    let ran = ran.exits(exit);
-    let error = ran.error();
-    assert_eq!(error["code"], code, "{error}");
-    let (message, hint) = (error["message"].as_str().unwrap(), error["hint"].as_str().unwrap());
-    assert!(!hint.is_empty(), "no way out: {error}");
-    for word in words {
-        assert!(message.contains(word) || hint.contains(word), "`{word}` is missing: {error}");
-    }
-}
-
-/// A model that answers at once.
-fn answers(world: &World, text: &str) -> String {
-    world.script(&[json!({ "text": text })])
-}
-
-fn calls(id: &str, name: &str, arguments: &Value) -> Value {
-    json!({"tool_calls": [{"id": id, "name": name, "arguments": arguments}]})
-}
-
 #[test]
 fn unknown_names_are_refused_with_those_that_exist() {
     let world = World::new();
-    let model = answers(&world, "no");
+    let model = world.answers("no");
     let run = |args: &[&str]| world.run(&[args, &["--json"]].concat());
-    refused(
-        run(&["run", "asistant", "--task", "x", "--model", &model]),
+    run(&["run", "asistant", "--task", "x", "--model", &model]).refused(
         2,
         "unknown_agent",
         &["`asistant`", "assistant"],
     );
-    refused(run(&["tool", "call", "fs__raed"]), 2, "unknown_tool", &["`fs__raed`", "fs__read"]);
-    refused(run(&["tool", "show", "raed"]), 2, "unknown_tool", &["`raed`", "aok tool ls"]);
+    run(&["tool", "call", "fs__raed"]).refused(2, "unknown_tool", &["`fs__raed`", "fs__read"]);
+    run(&["tool", "show", "raed"]).refused(2, "unknown_tool", &["`raed`", "fs__read"]);
     for command in [&["logs", "77"][..], &["context", "77"], &["run", "--resume", "77"]] {
-        refused(run(command), 2, "unknown_process", &["77", "aok ps"]);
+        run(command).refused(2, "unknown_process", &["77", "aok ps"]);
     }
-    refused(run(&["run", "--tsak", "x"]), 2, "bad_usage", &["--tsak"]);
-    refused(run(&["tool", "lss"]), 2, "bad_usage", &["lss"]);
-    refused(run(&["frobnicate"]), 2, "bad_usage", &["frobnicate"]);
+    run(&["run", "--tsak", "x"]).refused(2, "bad_usage", &["--tsak"]);
+    run(&["tool", "lss"]).refused(2, "bad_usage", &["lss"]);
+    run(&["frobnicate"]).refused(2, "bad_usage", &["frobnicate"]);
     // Nothing was begun.
     assert!(run(&["ps"]).exits(0).lines().is_empty());
 }
@@ -58,17 +34,15 @@ fn unknown_names_are_refused_with_those_that_exist() {
 #[test]
 fn malformed_json_is_refused_with_its_place() {
     let world = World::new();
-    refused(
-        world.run(&["tool", "call", "calc__eval", "{\"expression\":\n 1,}", "--json"]),
+    world.run(&["tool", "call", "calc__eval", "{\"expression\":\n 1,}", "--json"]).refused(
         2,
         "invalid_json",
         &["line 2"],
     );
     fs::write(world.work().join("a.json"), "{\"expression\"").unwrap();
     let file = format!("@{}", world.work().join("a.json").display());
-    refused(world.run(&["tool", "call", "calc__eval", &file, "--json"]), 2, "invalid_json", &["line 1"]);
-    refused(
-        world.run(&["tool", "call", "calc__eval", "@/nowhere/a.json", "--json"]),
+    world.run(&["tool", "call", "calc__eval", &file, "--json"]).refused(2, "invalid_json", &["line 1"]);
+    world.run(&["tool", "call", "calc__eval", "@/nowhere/a.json", "--json"]).refused(
         2,
         "bad_usage",
         &["/nowhere/a.json"],
@@ -87,9 +61,9 @@ fn arguments_against_the_schema_are_refused_with_the_pointer_before_the_guest_st
         let ran = world.run(&["tool", "call", "probe__counter", &arguments.to_string(), "--json"]);
         let report = ran.lines().pop();
         assert_eq!(report.as_ref().map(|r| &r["fuel"]), Some(&json!(0)), "the guest was started: {report:?}");
-        refused(ran, 2, "invalid_arguments", &words);
+        ran.refused(2, "invalid_arguments", &words);
     }
-    refused(world.run(&["tool", "call", "probe__set", r#"{"key":"k"}"#, "--json"]), 2, "invalid_arguments", &["value"]);
+    world.run(&["tool", "call", "probe__set", r#"{"key":"k"}"#, "--json"]).refused(2, "invalid_arguments", &["value"]);
     // The counter was never counted up.
     assert_eq!(world.run(&["tool", "call", "probe__counter"]).exits(0).stdout, "1\n");
 }
@@ -181,7 +155,7 @@ fn files_that_are_no_plugins_are_shown_with_a_diagnosis_and_disturb_nobody() {
     let work = world.work();
     let read = world.run(&["tool", "call", "fs__read", r#"{"path":"work/x.txt"}"#, "--dir", work.to_str().unwrap()]);
     assert!(read.exits(0).stdout.contains("text"));
-    world.run(&["run", "--task", "x", "--model", &answers(&world, "fine")]).exits(0);
+    world.run(&["run", "--task", "x", "--model", &world.answers("fine")]).exits(0);
 }
 
 #[test]
@@ -271,18 +245,18 @@ fn no_path_leads_out_of_the_granted_directory() {
             if inside {
                 ran.exits(1);
             } else {
-                refused(ran, 3, "denied", &["--dir", "granted"]);
+                ran.refused(3, "denied", &["--dir", "granted"]);
             }
             untouched(&outside);
         }
     }
     for path in ["work/dir-link/new.txt", "work/new-link", "work/dir-link/a/b/new.txt"] {
         for tool in ["fs__write", "fs__append"] {
-            refused(call(tool, &json!({"path": path, "content": "x"})), 3, "denied", &["--dir"]);
+            call(tool, &json!({"path": path, "content": "x"})).refused(3, "denied", &["--dir"]);
             untouched(&outside);
         }
     }
-    refused(call("fs__list", &json!({"path": "work/dir-link"})), 3, "denied", &["--dir"]);
+    call("fs__list", &json!({"path": "work/dir-link"})).refused(3, "denied", &["--dir"]);
     let found = call("fs__search", &json!({"path": ".", "pattern": "the secret"}));
     assert!(!found.exits(0).stdout.contains("secret.txt"));
     // What is inside works.
@@ -298,7 +272,7 @@ fn a_read_only_directory_is_not_written_and_the_error_says_how_to_grant_it() {
         for path in ["work/inside.txt", "work/new.txt", "work/a/b/new.txt"] {
             let arguments = json!({"path": path, "content": "x"}).to_string();
             let ran = world.run(&["tool", "call", tool, &arguments, "--dir", work.to_str().unwrap(), "--json"]);
-            refused(ran, 3, "denied", &["read-only", ":rw"]);
+            ran.refused(3, "denied", &["read-only", ":rw"]);
         }
     }
     assert_eq!(fs::read_dir(&work).unwrap().count(), 1);
@@ -316,7 +290,7 @@ fn without_a_directory_nothing_is_reached_and_the_error_says_how_to_grant_one() 
         ("fs__append", json!({"path": "work/x", "content": ""})),
     ] {
         let ran = world.run(&["tool", "call", tool, &arguments.to_string(), "--json"]);
-        refused(ran, 3, "denied", &["no directory is granted", "--dir"]);
+        ran.refused(3, "denied", &["no directory is granted", "--dir"]);
     }
 }
 
@@ -346,7 +320,7 @@ fn an_agent_that_tries_to_get_out_is_denied_and_goes_on() {
 #[test]
 fn directories_that_cannot_be_granted_are_refused_before_anything_starts() {
     let world = World::new();
-    let model = answers(&world, "no");
+    let model = world.answers("no");
     fs::create_dir_all(world.dir.path().join("other/work")).unwrap();
     fs::write(world.dir.path().join("file"), "").unwrap();
     let path = |name: &str| world.dir.path().join(name).display().to_string();
@@ -354,27 +328,27 @@ fn directories_that_cannot_be_granted_are_refused_before_anything_starts() {
         let dirs: Vec<&str> = dirs.iter().flat_map(|d| ["--dir", d]).collect();
         world.run(&[&["run", "--task", "x", "--model", &model, "--json"], &dirs[..]].concat())
     };
-    refused(run(&[&path("work"), &path("other/work")]), 2, "bad_usage", &["other/work", "`work`"]);
-    refused(run(&[&path("file")]), 2, "bad_usage", &["file", "not a directory"]);
-    refused(run(&[&path("absent")]), 2, "bad_usage", &["absent", "No such file"]);
-    refused(run(&["/"]), 2, "bad_usage", &["no last name"]);
+    run(&[&path("work"), &path("other/work")]).refused(2, "bad_usage", &["other/work", "`work`"]);
+    run(&[&path("file")]).refused(2, "bad_usage", &["file", "not a directory"]);
+    run(&[&path("absent")]).refused(2, "bad_usage", &["absent", "No such file"]);
+    run(&["/"]).refused(2, "bad_usage", &["no last name"]);
     assert!(world.run(&["ps", "--json"]).exits(0).lines().is_empty());
 }
 
 #[test]
 fn an_empty_task_and_a_nice_out_of_range_are_refused() {
     let world = World::new();
-    let model = answers(&world, "no");
+    let model = world.answers("no");
     let run = |args: &[&str]| world.run(&[&["run", "--model", &model, "--json"], args].concat());
-    refused(run(&["--task", ""]), 2, "bad_usage", &["task", "empty"]);
-    refused(run(&["--task", " \n"]), 2, "bad_usage", &["task", "empty"]);
-    refused(run(&["--task", "-"]), 2, "bad_usage", &["task", "empty"]);
-    refused(run(&[]), 2, "bad_usage", &["--task"]);
+    run(&["--task", ""]).refused(2, "bad_usage", &["task", "empty"]);
+    run(&["--task", " \n"]).refused(2, "bad_usage", &["task", "empty"]);
+    run(&["--task", "-"]).refused(2, "bad_usage", &["task", "empty"]);
+    run(&[]).refused(2, "bad_usage", &["--task"]);
     for nice in ["20", "-21", "many"] {
-        refused(run(&["--task", "x", "--nice", nice]), 2, "bad_usage", &[nice, "nice"]);
+        run(&["--task", "x", "--nice", nice]).refused(2, "bad_usage", &[nice, "nice"]);
     }
     for (option, value) in [("--max-fuel", "0"), ("--max-tokens", "-1"), ("--max-usd", "much"), ("--timeout", "5")] {
-        refused(run(&["--task", "x", option, value]), 2, "bad_usage", &[option, value]);
+        run(&["--task", "x", option, value]).refused(2, "bad_usage", &[option, value]);
     }
     run(&["--task", "x", "--nice", "-20"]).exits(0);
 }
@@ -382,7 +356,7 @@ fn an_empty_task_and_a_nice_out_of_range_are_refused() {
 #[test]
 fn a_bad_configuration_is_named_by_every_command() {
     let world = World::new();
-    let model = answers(&world, "no");
+    let model = world.answers("no");
     for (toml, word) in [
         ("[limits]\nfule = 5\n", "fule"),
         ("[limits]\nfuel = 0\n", "limits.fuel"),
@@ -394,14 +368,14 @@ fn a_bad_configuration_is_named_by_every_command() {
         world.configure(toml);
         for command in [&["run", "--task", "x", "--model", &model][..], &["ps"], &["tool", "call", "calc__eval"]] {
             let ran = world.run(&[command, &["--json"]].concat());
-            refused(ran, 2, "bad_config", &["aok.toml", word, "--config"]);
+            ran.refused(2, "bad_config", &["aok.toml", word, "--config"]);
         }
     }
     world.configure("[storage]\nurl = \"postgres://nowhere\"\n");
-    refused(world.run(&["ps", "--json"]), 2, "bad_config", &["postgres://nowhere", "sqlite:"]);
+    world.run(&["ps", "--json"]).refused(2, "bad_config", &["postgres://nowhere", "sqlite:"]);
     fs::remove_file(world.data().join("aok.toml")).unwrap();
     let ran = world.run(&["ps", "--config", "/nowhere/aok.toml", "--json"]);
-    refused(ran, 2, "bad_config", &["/nowhere/aok.toml"]);
+    ran.refused(2, "bad_config", &["/nowhere/aok.toml"]);
 }
 
 #[test]
@@ -415,9 +389,9 @@ fn without_a_model_the_hint_says_what_was_found() {
     let hint = error["error"]["hint"].as_str().unwrap();
     assert!(hint.contains("OPENAI_API_KEY") && hint.contains("--model"), "{hint}");
     assert!(!text.contains("sk-very-secret"));
-    refused(world.run(&["run", "--task", "x", "--json"]), 2, "no_model", &["AOK_MODEL", "--model"]);
+    world.run(&["run", "--task", "x", "--json"]).refused(2, "no_model", &["AOK_MODEL", "--model"]);
     for (model, word) in [("nothing", "provider/model"), ("nope/x", "nope"), ("openai/x", "OPENAI_API_KEY")] {
-        refused(world.run(&["run", "--task", "x", "--model", model, "--json"]), 2, "unknown_model", &[word]);
+        world.run(&["run", "--task", "x", "--model", model, "--json"]).refused(2, "unknown_model", &[word]);
     }
     assert!(world.run(&["ps", "--json"]).exits(0).lines().is_empty());
 }
@@ -427,7 +401,7 @@ fn a_bad_script_is_named_with_its_line_before_anything_starts() {
     let world = World::new();
     let script = world.dir.path().join("bad.jsonl");
     let run = || world.run(&["run", "--task", "x", "--model", &format!("script/{}", script.display()), "--json"]);
-    refused(run(), 2, "unknown_model", &["bad.jsonl", "cannot be read"]);
+    run().refused(2, "unknown_model", &["bad.jsonl", "cannot be read"]);
     for (line, word) in [
         ("{\"text\":", "EOF"),
         ("{\"txt\":\"x\"}", "txt"),
@@ -436,7 +410,7 @@ fn a_bad_script_is_named_with_its_line_before_anything_starts() {
         ("[]", "line 2"),
     ] {
         fs::write(&script, format!("{{\"text\":\"fine\"}}\n{line}\n")).unwrap();
-        refused(run(), 2, "unknown_model", &["bad.jsonl", "line 2", word]);
+        run().refused(2, "unknown_model", &["bad.jsonl", "line 2", word]);
     }
     assert!(world.run(&["ps", "--json"]).exits(0).lines().is_empty());
 }
@@ -449,206 +423,15 @@ fn a_script_that_ends_early_or_expects_something_else_fails_the_agent_by_name() 
     let ran = world.run(&["run", "--task", "x", "--model", &model, "--json"]).exits(1);
     let exit = ran.lines().pop().unwrap();
     assert_eq!((&exit["type"], &exit["status"]), (&json!("exit"), &json!("failure")), "{exit}");
-    refused(ran, 1, "script_exhausted", &["script.jsonl", "1 repl", "request 2", "add a reply"]);
+    ran.refused(1, "script_exhausted", &["script.jsonl", "1 repl", "request 2", "add a reply"]);
 
     let model = world.script(&[sum, json!({"expect": "three", "text": "no"})]);
     let ran = world.run(&["run", "--task", "x", "--model", &model, "--json"]).exits(1);
     let exit = ran.lines().pop().unwrap();
     assert_eq!((&exit["type"], &exit["status"]), (&json!("exit"), &json!("failure")), "{exit}");
-    refused(ran, 1, "script_mismatch", &["line 2", "`three`"]);
+    ran.refused(1, "script_mismatch", &["line 2", "`three`"]);
     // People are told the same.
     let model = world.script(&[]);
     let ran = world.run(&["run", "--task", "x", "--model", &model]).exits(1);
     assert!(ran.stdout.is_empty() && ran.stderr.contains("error[script_exhausted]"), "{}", ran.stderr);
-}
-
-#[test]
-fn a_store_of_a_newer_version_is_left_alone_byte_for_byte() {
-    let world = World::new();
-    let model = answers(&world, "fine");
-    world.run(&["run", "--task", "x", "--model", &model]).exits(0);
-    world.sqlite("INSERT INTO _sqlx_migrations SELECT 9999, 'future', installed_on, 1, checksum, 0 FROM _sqlx_migrations LIMIT 1");
-    let files = || {
-        let all = fs::read_dir(world.data()).unwrap().map(|e| e.unwrap().path());
-        let mut store: Vec<_> = all.filter(|p| p.to_string_lossy().contains("aok.db")).collect();
-        store.sort();
-        store.into_iter().map(|p| (fs::read(&p).unwrap(), p)).collect::<Vec<_>>()
-    };
-    let before = files();
-    assert_eq!(before.len(), 1, "the store is closed and one file");
-    let commands: [&[&str]; 6] = [
-        &["run", "--task", "x", "--model", &model],
-        &["run", "--resume", "1"],
-        &["ps"],
-        &["logs", "1"],
-        &["tool", "call", "calc__eval"],
-        &["audit", "verify"],
-    ];
-    for command in commands {
-        let ran = world.run(&[command, &["--json"]].concat());
-        refused(ran, 5, "store_too_new", &["aok.db", "9999", "--data"]);
-        assert!(files() == before, "{command:?} changed the store");
-    }
-    world.sqlite("DELETE FROM _sqlx_migrations WHERE version = 9999");
-    world.run(&["audit", "verify"]).exits(0);
-}
-
-#[test]
-fn a_file_that_is_no_store_is_refused_and_kept() {
-    let world = World::new();
-    fs::write(world.data().join("aok.db"), "my diary, 1987\n".repeat(1000)).unwrap();
-    for command in [&["ps"][..], &["tool", "call", "calc__eval"]] {
-        let ran = world.run(&[command, &["--json"]].concat());
-        refused(ran, 5, "store_failed", &["aok.db", "not a store"]);
-    }
-    assert!(fs::read_to_string(world.data().join("aok.db")).unwrap().starts_with("my diary"));
-}
-
-/// A run that waits on a model for ten minutes, and its events so far.
-fn waiting(world: &World) -> Running {
-    let model = slow_model(world);
-    let mut run = world.start(&["run", "--task", "wait", "--model", &model, "--json"]);
-    run.event("llm_start");
-    run
-}
-
-fn slow_model(world: &World) -> String {
-    let path = world.dir.path().join("slow.jsonl");
-    fs::write(&path, "{\"text\":\"slow\",\"delay_ms\":600000}\n").unwrap();
-    format!("script/{}", path.display())
-}
-
-/// Makes the model of [`waiting`] answer at once.
-fn speed_up(world: &World) {
-    fs::write(world.dir.path().join("slow.jsonl"), "{\"text\":\"slow\"}\n").unwrap();
-}
-
-#[test]
-fn a_second_run_is_a_client_of_the_first() {
-    let world = World::new();
-    let first = waiting(&world);
-    let second = world.run(&["run", "--task", "x", "--model", &answers(&world, "quick")]).exits(0);
-    assert_eq!(second.stdout, "quick\n");
-    let lock = fs::read_to_string(world.data().join("lock")).unwrap();
-    assert_eq!(lock.trim(), first.id().to_string());
-    let states: Vec<_> = world.run(&["ps", "--json"]).exits(0).lines();
-    assert_eq!((&states[0]["state"], &states[1]["state"]), (&json!("S"), &json!("Z")));
-}
-
-#[test]
-fn a_kernel_that_cannot_be_reached_keeps_its_lock_and_is_named() {
-    let world = World::new();
-    let first = waiting(&world);
-    fs::remove_file(world.data().join("aok.sock")).unwrap();
-    let ran = world.run(&["run", "--task", "x", "--model", &answers(&world, "no"), "--json"]);
-    let data = world.data();
-    refused(ran, 5, "locked", &[&first.id().to_string(), data.to_str().unwrap(), "--data"]);
-    // The one that holds it is not disturbed.
-    first.signal("INT");
-    first.end().exits(130);
-    let all = world.run(&["ps", "--json"]).exits(0).lines();
-    assert_eq!((all.len(), &all[0]["state"]), (1, &json!("T")));
-}
-
-#[test]
-fn what_a_killed_kernel_left_is_taken_over_and_can_be_resumed() {
-    let world = World::new();
-    let first = waiting(&world);
-    first.signal("KILL");
-    first.end();
-    assert!(world.data().join("lock").exists() && world.data().join("aok.sock").exists());
-    let ran = world.run(&["run", "--task", "x", "--model", &answers(&world, "quick")]).exits(0);
-    assert_eq!(ran.stdout, "quick\n");
-    assert!(ran.stderr.contains("unfinished") && ran.stderr.contains("aok run --resume 1"), "{}", ran.stderr);
-    speed_up(&world);
-    assert_eq!(world.run(&["run", "--resume", "1"]).exits(0).stdout, "slow\n");
-    refused(world.run(&["run", "--resume", "1", "--json"]), 2, "bad_state", &["has ended", "aok ps"]);
-    world.run(&["audit", "verify"]).exits(0);
-}
-
-/// A small file system on a world's data directory, gone with it.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// `None` where this user may not mount.
-    fn on(world: &World) -> Option<Self> {
-        let data = world.data();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs"]).arg(&data);
-        let mounted = mount.output().is_ok_and(|o| o.status.success());
-        mounted.then(|| {
-            world.warm();
-            Self(data)
-        })
-    }
-
-    /// Fills it but for `room` bytes.
-    fn fill(&self, room: u64) {
-        use std::io::Write as _;
-        let mut file = fs::File::create(self.filler()).unwrap();
-        let mut bytes = 0_u64;
-        while let Ok(n) = file.write(&[0; 4096]) {
-            bytes += n as u64;
-        }
-        file.set_len(bytes - room).unwrap();
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.filler()).unwrap();
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.0.join("filler")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a kernel that the test still runs must not keep it.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
-
-#[test]
-fn a_full_disk_stops_the_run_where_it_is_and_it_finishes_once_there_is_space() {
-    const TURNS: usize = 40;
-    let world = World::new();
-    world.install(PROBE);
-    let Some(disk) = SmallDisk::on(&world) else {
-        assert!(std::env::var_os("AOK_TEST_ALL").is_none(), "no disk can be filled here: run the tests as root");
-        eprintln!("skipped: only root may mount a small file system");
-        return;
-    };
-    let mut script: Vec<Value> = (0..TURNS)
-        .map(|i| calls(&format!("c{i}"), "probe__set", &json!({"key": format!("k{i}"), "value": "v".repeat(40_000)})))
-        .collect();
-    script.push(calls("sum", "calc__eval", &json!({"expression": "6*7"})));
-    script.push(json!({"text": "set {{c39}}, {{sum}}"}));
-    let model = world.script(&script);
-    let run = ["run", "--task", "fill it", "--model", &model, "--json"];
-
-    // The store is there before the disk is full.
-    world.run(&["ps"]).exits(0);
-    world.run(&["tool", "call", "calc__eval", r#"{"expression":"1"}"#]).exits(0);
-    disk.fill(1 << 20);
-    let ran = world.run(&run).exits(5);
-    let error = ran.error();
-    let text = error.to_string();
-    assert!(text.contains("aok.db") && text.contains("full") && text.contains("aok run --resume 2"), "{text}");
-    assert!(ran.lines().iter().all(|e| e["type"] != "exit"), "it has not ended: {}", ran.stdout);
-
-    // Still full: it can be looked at, and does not get on.
-    let all = world.run(&["ps", "--json"]).exits(0).lines();
-    assert_eq!((&all[1]["pid"], &all[1]["state"], &all[1]["exit"]), (&json!(2), &json!("T"), &Value::Null));
-
-    disk.empty();
-    world.run(&["audit", "verify"]).exits(0);
-    let resumed = world.run(&["run", "--resume", "2"]).exits(0);
-    assert_eq!(world.sqlite("SELECT count(*) FROM state WHERE scope = 'plugin:probe'")[0][0], TURNS);
-    world.run(&["audit", "verify"]).exits(0);
-
-    // The answer is that of a run that nothing disturbed.
-    let undisturbed = World::new();
-    undisturbed.install(PROBE);
-    assert_eq!(undisturbed.run(&run[..5]).exits(0).stdout, resumed.stdout);
 }

@@ -319,7 +319,10 @@ fn a_run_with_idempotent_tools_ends_as_if_it_had_never_been_killed() {
     let undisturbed = scenario.undisturbed();
     assert_eq!(undisturbed.exit, json!({ "status": "success", "message": "The last product is 203." }));
     let written = files(&scenario.world.work());
-    assert_eq!((written.len(), written["f28.txt"].as_str(), written["last.txt"].as_str()), (20, "step 28 after 54\n", "27"));
+    assert_eq!(
+        (written.len(), written["f28.txt"].as_str(), written["last.txt"].as_str()),
+        (20, "step 28 after 54\n", "27")
+    );
     while scenario.left > 0 {
         let run = scenario.run();
         assert_eq!(run.exit, undisturbed.exit);

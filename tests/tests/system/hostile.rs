@@ -35,7 +35,15 @@ fn stopped(tool: &str, limits: &str, limit: &str, allowed: &str) {
     let error = ran.error();
     assert_eq!(error["code"], "quota", "{error}");
     let hint = error["hint"].as_str().unwrap();
-    assert!(hint.contains("aok.toml"), "no way out: {hint}");
+    // The way out is a key that the configuration knows.
+    let key = match limit {
+        "wall" => "`wall_ms`",
+        "host-calls" => "`host_calls`",
+        "output" => "`host_call_bytes`",
+        "stack" => "fixed",
+        name => name,
+    };
+    assert!(hint.contains(key), "`{key}` is missing: {hint}");
     // What was stopped is in the books, and the store is whole.
     let last = world.run(&["ps", "--json"]).exits(0).lines().pop().unwrap();
     assert_eq!(last["exit"]["status"], "over-quota", "{last}");
@@ -113,6 +121,20 @@ fn a_result_over_the_output_limit_is_refused_whole() {
     assert_eq!(error["limit"], "output", "{error}");
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("probe__echo") && message.contains("1011") && message.contains("1000"), "{message}");
+}
+
+#[test]
+fn arguments_that_are_too_large_to_pass_are_refused_by_the_limit_that_names_itself() {
+    let world = World::new();
+    world.install(PROBE);
+    world.configure("[limits]\nhost_call_bytes = 100_000\n");
+    let file = world.dir.path().join("large.json");
+    let call = |bytes: usize| {
+        fs::write(&file, json!({ "text": "x".repeat(bytes) }).to_string()).unwrap();
+        world.run(&["tool", "call", "probe__echo", &format!("@{}", file.display()), "--json"])
+    };
+    call(20_000).exits(0);
+    call(200_000).refused(4, "quota", &["`echo`", "100000", "`host_call_bytes`"]);
 }
 
 #[test]
@@ -218,6 +240,19 @@ async fn every_hostile_tool_leaves_a_second_agent_and_the_kernel_alone() {
     }
     let report = kernel.call_tool("calc__eval", r#"{"expression":"6*7"}"#, vec![]).await.unwrap();
     assert!(report.outcome.unwrap().contains("42"));
+    kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_tool_ran_out_of_time_goes_on() {
+    let world = World::new();
+    let kernel = kernel(&world, Limits { fuel: ENDLESS, wall_ms: 2_000, ..Limits::TOOL }).await;
+    let agent = spawn(&kernel, &world, "stepper", &call_and_go_on("spin")).await;
+    let Exit::Success(answer) = kernel.wait(agent).await.unwrap() else { panic!("the tool ended its agent") };
+    let results: Value = serde_json::from_str(&answer).unwrap();
+    let message = results[0]["error"]["message"].as_str().unwrap();
+    assert!(message.contains("`spin`") && message.contains("2000 ms"), "{answer}");
+    assert!(results[1].to_string().contains("42"), "{answer}");
     kernel.shutdown().await;
 }
 

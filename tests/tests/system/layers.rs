@@ -74,8 +74,7 @@ fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
 /// The source without comments and without the test module, which stands last and may use anything.
 fn code(source: &str) -> String {
     let end = source.find("\n#[cfg(test)]\nmod ").unwrap_or(source.len());
-    let lines = source[..end].lines().map(|line| line.split("//").next().unwrap_or(""));
-    lines.collect::<Vec<_>>().join("\n")
+    source[..end].lines().map(|line| line.split("//").next().unwrap_or("")).collect::<Vec<_>>().join("\n")
 }
 
 fn violations(module: &str, code: &str) -> Vec<String> {
@@ -114,22 +113,16 @@ fn used_modules(code: &str) -> BTreeSet<String> {
             continue;
         };
         let mut depth = 1;
-        let mut at_start = true;
-        for (i, c) in group.char_indices() {
-            match c {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                ',' if depth == 1 => at_start = true,
-                c if at_start && depth == 1 && !c.is_whitespace() => {
-                    used.insert(word(&group[i..]));
-                    at_start = false;
-                }
-                _ => {}
-            }
+        // Blank out what is nested, so that commas separate this group's own members.
+        let mut own = String::new();
+        for c in group.chars() {
+            depth += i32::from(c == '{') - i32::from(c == '}');
             if depth == 0 {
                 break;
             }
+            own.push(if depth == 1 { c } else { ' ' });
         }
+        used.extend(own.split(',').map(|member| word(member.trim_start())));
     }
     used
 }

@@ -107,7 +107,7 @@ async fn a_constrained_conversation_calls_a_tool_and_answers_from_its_result() {
     let (reply, pieces) = ask(&p, request(2, window.clone(), vec![calc()])).await;
     let reply = reply.unwrap();
     assert_eq!((reply.text.as_str(), reply.finish), ("It is 6, they say.", Finish::Stop));
-    assert_eq!(pieces, [reply.text.clone()]);
+    assert_eq!(pieces.join(""), reply.text);
     // The same request again, as after a crash, is the same body.
     ask(&p, request(2, window, vec![calc()])).await.0.unwrap();
     let seen = server.requests();
@@ -340,19 +340,24 @@ fn look(call: &ToolCall) -> String {
 async fn a_real_model_answers_the_demos_question_from_two_tool_calls() {
     let Ok(url) = std::env::var("AOK_REAL_LLM_URL") else { return };
     let model = OpenAi::new("real", &url, None, 8192).unwrap();
-    let path = json!({"type": "string"});
+    // All bundled tools, as the kernel offers them.
+    let text = json!({"type": "string"});
+    let file = json!({"path": text, "content": text});
+    let part = json!({"path": text, "offset": {"type": "integer"}, "limit": {"type": "integer"}});
+    let pattern = json!({"path": text, "pattern": text});
+    let eval = "Evaluates an arithmetic expression exactly as written, for example `(17 + 4) * 3 / 2` or `round(sqrt(2) * 100)`.";
+    let append = "Adds text to the end of a file; creates it, and the directories above it, when it does not exist.";
+    let search = "Searches the lines of a file, or of all files below a directory, for a regular expression.";
+    let write = "Writes a text file: creates it, and the directories above it, or replaces all that is in it.";
+    let read = "Reads a text file, or a part of a long one: the result says where to go on.";
+    let list = "Lists a directory: name, kind and size of each entry, sorted by name.";
     let tools = vec![
-        described("fs__list", "Lists a directory.", json!({"path": path})),
-        described(
-            "fs__read",
-            "Reads a text file, or a part of a long one: the result says where to go on.",
-            json!({"path": path, "offset": {"type": "integer"}, "limit": {"type": "integer"}}),
-        ),
-        described(
-            "fs__search",
-            "Searches the lines of a file, or of all files below a directory, for a regular expression.",
-            json!({"path": path, "pattern": {"type": "string"}}),
-        ),
+        described("calc__eval", eval, json!({"expression": text}), Effect::Pure),
+        described("fs__append", append, file.clone(), Effect::Destructive),
+        described("fs__list", list, json!({"path": text}), Effect::ReadOnly),
+        described("fs__read", read, part, Effect::ReadOnly),
+        described("fs__search", search, pattern, Effect::ReadOnly),
+        described("fs__write", write, file, Effect::Idempotent),
     ];
     let task =
         std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../demo/real-task.txt")).unwrap();
@@ -372,10 +377,11 @@ async fn a_real_model_answers_the_demos_question_from_two_tool_calls() {
     panic!("no answer: {window:?}");
 }
 
-fn described(name: &str, description: &str, properties: Value) -> ToolSpec {
+fn described(name: &str, description: &str, properties: Value, effect: Effect) -> ToolSpec {
     let required: Vec<&String> =
         properties.as_object().unwrap().keys().filter(|k| !matches!(k.as_str(), "offset" | "limit")).collect();
     let mut spec = tool(name, json!({"type": "object", "required": required, "properties": properties}));
     spec.description = description.to_owned();
+    spec.effect = effect;
     spec
 }

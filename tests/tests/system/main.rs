@@ -1,8 +1,15 @@
 //! Whole-system tests, one binary with a module per subject.
 
+#![allow(clippy::unwrap_used, reason = "what tests share is test code too, which clippy does not see")]
+
 mod audit;
 mod bad_input;
 mod cli;
+mod clients;
+mod contract;
+mod crash;
+mod durable;
+mod environment;
 mod hostile;
 mod layers;
 mod llm;

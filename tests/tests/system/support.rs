@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use system_tests::fake_llm::Recorded;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -58,6 +58,11 @@ pub(crate) fn aok_binary() -> PathBuf {
     path
 }
 
+/// A script's line that asks for one tool call.
+pub(crate) fn calls(id: &str, name: &str, arguments: &Value) -> Value {
+    json!({"tool_calls": [{"id": id, "name": name, "arguments": arguments}]})
+}
+
 /// A kernel's world: a data directory, a folder of plugins, a folder `work` for the agent's files.
 pub(crate) struct World {
     pub(crate) dir: TempDir,
@@ -103,6 +108,21 @@ impl Ran {
             .filter_map(|l| serde_json::from_str::<Value>(l).ok())
             .find(|v| v.get("error").is_some());
         found.unwrap_or_else(|| panic!("no error object in:\n{}", self.stderr))["error"].clone()
+    }
+}
+
+impl Ran {
+    /// The command must have failed so, with a way out and all of `words` in message or hint.
+    #[track_caller]
+    pub(crate) fn refused(self, exit: i32, code: &str, words: &[&str]) {
+        let error = self.exits(exit).error();
+        assert_eq!(error["code"], code, "{error}");
+        let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+        let (message, hint) = (text("message"), text("hint"));
+        assert!(!hint.is_empty(), "no way out: {error}");
+        for word in words {
+            assert!(message.contains(word) || hint.contains(word), "`{word}` is missing: {error}");
+        }
     }
 }
 
@@ -183,6 +203,32 @@ impl World {
         let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
         std::fs::write(&path, text).expect("the script is written");
         format!("script/{}", path.display())
+    }
+
+    /// A model that answers at once.
+    pub(crate) fn answers(&self, text: &str) -> String {
+        self.script(&[json!({ "text": text })])
+    }
+
+    /// A model that has a product computed and then takes its time to tell it. It is a file of its own,
+    /// which may be written anew while a process waits: then a resumed one is answered sooner.
+    pub(crate) fn slow(&self, delay_ms: u64) -> String {
+        let path = self.dir.path().join("slow.jsonl");
+        let call = json!({"id": "a", "name": "calc__eval", "arguments": {"expression": "6*7"}});
+        let lines = [
+            json!({ "tool_calls": [call] }).to_string(),
+            json!({"text": "It is {{a.value}}.", "delay_ms": delay_ms}).to_string(),
+        ];
+        std::fs::write(&path, lines.join("\n")).expect("the script is written");
+        format!("script/{}", path.display())
+    }
+
+    /// Starts a run that has made its tool call and waits for its model, for ten minutes.
+    pub(crate) fn waiting(&self) -> Running {
+        let model = self.slow(600_000);
+        let mut run = self.start(&["run", "--task", "wait", "--model", &model, "--json"]);
+        run.event("tool_end");
+        run
     }
 
     /// `aok` on this world's data directory and plugins, without the user's own environment.

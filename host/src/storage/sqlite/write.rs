@@ -161,8 +161,8 @@ pub(super) struct Writer {
     pub(super) conn: SqliteConnection,
     /// Set while a transaction is open: a commit whose future was dropped leaves it set.
     open: bool,
-    /// Statement texts by the head of their shape and their number of rows.
-    texts: HashMap<(&'static str, usize), Arc<str>>,
+    /// Statement texts by the head and tail of their shape and their number of rows.
+    texts: HashMap<(&'static str, &'static str, usize), Arc<str>>,
 }
 
 impl Writer {
@@ -354,8 +354,9 @@ impl Writer {
             if let Some(last) = last {
                 values.add(last)?;
             }
-            let sql = Arc::clone(self.texts.entry((shape.head, count)).or_insert_with(|| shape.sql(count)));
-            let done = sqlx::query_with(AssertSqlSafe(sql), values.0).execute(&mut self.conn).await?;
+            let text = self.texts.entry((shape.head, shape.tail, count)).or_insert_with(|| shape.sql(count));
+            let sql = AssertSqlSafe(Arc::clone(text));
+            let done = sqlx::query_with(sql, values.0).execute(&mut self.conn).await?;
             if done.rows_affected() != count as u64 {
                 return Err(Refused::ByRecords);
             }

@@ -9,6 +9,9 @@ use wasip2::random::{insecure, insecure_seed, random};
 
 const SLEEP_NS: u64 = 500_000_000;
 
+/// Enough that some fall on the edge of a millisecond.
+const LINES: usize = 500;
+
 struct Clocks;
 
 impl Agent for Clocks {
@@ -18,6 +21,10 @@ impl Agent for Clocks {
         let after = now();
         let drawn = random::get_random_u64();
         log::info(&json!({ "after": after, "drawn": drawn }).to_string());
+        // Each outcome moves the clock, and a replay must move it to the very same instant.
+        for _ in 0..LINES {
+            log::info(&now().to_string());
+        }
         let until = monotonic_clock::subscribe_instant(monotonic_clock::now() + SLEEP_NS);
         wasip2::io::poll::poll(&[&until]);
         let answer = json!({
