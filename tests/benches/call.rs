@@ -38,9 +38,10 @@ struct Failure {
     message: String,
 }
 
-#[derive(Clone, Copy, ComponentType, Lift)]
+#[derive(Clone, Copy, Debug, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
+#[allow(dead_code, reason = "the guest makes them")]
 enum Errno {
     #[component(name = "denied")]
     Denied,
@@ -94,7 +95,7 @@ impl Raw {
         let instance = self.pre.instantiate_async(&mut store).await?;
         let call = instance.get_typed_func::<CallParams<'_>, CallResults>(&mut store, &self.call)?;
         let (result,) = call.call_async(&mut store, ("eval", ARGUMENTS, context)).await?;
-        result.map_err(|e| wasmtime::Error::msg(e.message))
+        result.map_err(|e| wasmtime::Error::msg(format!("{:?}: {}", e.code, e.message)))
     }
 }
 
@@ -126,12 +127,12 @@ fn main() -> Result<()> {
     let context = CallContext { caller: 1, deadline_ms: 0, idempotency_key: "0123456789abcdef-1-1".into() };
     let kernel = runtime.block_on(Kernel::builder(dir.path().join("data")).plugin_dir(&plugins).start())?;
     let raw_round = || {
-        let (took, result) = timed(|| {
+        let (took, result): (_, wasmtime::Result<()>) = timed(|| {
             runtime.block_on(async {
                 for _ in 0..CALLS {
                     raw.call(&context).await?;
                 }
-                wasmtime::Result::Ok(())
+                Ok(())
             })
         });
         result.map(|()| took.as_secs_f64() * 1e6 / f64::from(CALLS))

@@ -509,7 +509,10 @@ mod tests {
         assert!(matches!(ask(&s, request(3, "", &[])).await.0, Err(Error::Malformed { .. })));
         assert_eq!(ask(&s, request(4, "", &[])).await.0.unwrap().text, "hi");
         let mismatch = ask(&s, request(5, "pears", &[])).await.0.unwrap_err();
-        assert_eq!(mismatch.to_string(), "script_mismatch: script line 5 expects `apples`, the newest message is `pears`");
+        assert_eq!(
+            mismatch.to_string(),
+            "script_mismatch: script line 5 expects `apples`, the newest message is `pears`"
+        );
         assert!(ask(&s, request(5, "two apples", &[])).await.0.is_ok());
     }
 

@@ -73,7 +73,8 @@ impl Caller {
         }
         let syscall = match self.before_hooks(syscall) {
             Ok(syscall) => syscall,
-            Err((syscall, error, by)) => {
+            Err(refused) => {
+                let (syscall, error, by) = *refused;
                 return self.finish(&act, &syscall, None, Done::failed(error), Decision::by(by, "deny")).await;
             }
         };
@@ -125,7 +126,7 @@ impl Caller {
     }
 
     /// Stage 2. A denial gives the syscall back with the error and the hook's name.
-    fn before_hooks(&self, syscall: Syscall) -> Result<Syscall, (Syscall, Error, String)> {
+    fn before_hooks(&self, syscall: Syscall) -> Result<Syscall, Box<(Syscall, Error, String)>> {
         let (point, subject) = match &syscall {
             Syscall::Call { call, .. } if self.services().hooks.listens(Hook::BeforeToolCall) => {
                 (Hook::BeforeToolCall, call_subject(call))
@@ -145,12 +146,12 @@ impl Caller {
                         Errno::Invalid,
                         format!("a hook at {point} rewrote the call into an invalid one: {why}"),
                     );
-                    Err((syscall, error, point.name().to_owned()))
+                    Err(Box::new((syscall, error, point.name().to_owned())))
                 }
             },
             hook::Outcome::Denied { by, reason } => {
                 let error = Error::new(Errno::Denied, format!("the hook `{by}` refused it: {reason}"));
-                Err((syscall, error, by))
+                Err(Box::new((syscall, error, by)))
             }
         }
     }
@@ -282,7 +283,7 @@ impl Caller {
         };
         let mut chain = self.chain().lock().await;
         let before = chain.head().cloned();
-        changes.push(Change::Audit(chain.append(ended_ms, act.name, &syscall.object(), verb, &decision.by)));
+        changes.push(Change::Audit(chain.append(ended_ms, act.name, syscall.object(), verb, &decision.by)));
         let batch = Batch { pid, changes };
         if must_hold {
             let result = self.services().store.commit(batch).await;

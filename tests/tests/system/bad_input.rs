@@ -419,7 +419,7 @@ fn a_bad_script_is_named_with_its_line_before_anything_starts() {
 fn a_script_that_ends_early_or_expects_something_else_fails_the_agent_by_name() {
     let world = World::new();
     let sum = calls("a", "calc__eval", &json!({"expression": "1+1"}));
-    let model = world.script(&[sum.clone()]);
+    let model = world.script(std::slice::from_ref(&sum));
     let ran = world.run(&["run", "--task", "x", "--model", &model, "--json"]).exits(1);
     let exit = ran.lines().pop().unwrap();
     assert_eq!((&exit["type"], &exit["status"]), (&json!("exit"), &json!("failure")), "{exit}");

@@ -171,7 +171,7 @@ fn tools_are_listed_and_shown_with_their_schemas() {
         let source = if tool["plugin"] == "probe" { "directory" } else { "bundled" };
         assert_eq!(tool["source"], source, "{tool}");
         let shown = world.run(&["tool", "show", tool["name"].as_str().unwrap(), "--json"]).exits(0).lines();
-        assert_eq!(shown, [tool.clone()]);
+        assert_eq!(shown, std::slice::from_ref(tool));
     }
     let effect = |name: &str| tools.iter().find(|t| t["name"] == name).unwrap()["effect"].clone();
     for (name, expected) in [

@@ -336,7 +336,7 @@ fn a_run_with_idempotent_tools_ends_as_if_it_had_never_been_killed() {
 
 /// The lines that the script of appends adds, in order.
 fn appended() -> Vec<Vec<String>> {
-    let calls_of = |k: u64| if k % 4 == 0 { 3 } else { 1 };
+    let calls_of = |k: u64| if k.is_multiple_of(4) { 3 } else { 1 };
     (1..STEPS).map(|k| (1..=calls_of(k)).map(|j| format!("line {k}.{j}.")).collect()).collect()
 }
 
