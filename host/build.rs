@@ -25,6 +25,7 @@ fn main() -> Result<()> {
     let guests = guest_build::build(&build)?;
     guest_build::print_rerun_directives(&build)?;
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=../migrations");
 
     let mut source = String::from("/// The bundled components.\npub static BUNDLED: &[Bundled] = &[\n");
     for guest in guests {

@@ -141,6 +141,17 @@ impl PageManager {
         Ok(record)
     }
 
+    /// Takes back the page `id`, whose record the store refused, so that another can be appended in its place.
+    pub fn retract(&mut self, id: u64) {
+        let Some(page) = self.resident.remove(&id).or_else(|| self.swapped.remove(&id)) else { return };
+        for call in &page.tool_calls {
+            self.callers.entry(call.id.clone()).or_default().remove(&id);
+        }
+        if let Some((call, _)) = page.answers {
+            self.results.entry(call).or_default().remove(&id);
+        }
+    }
+
     /// Reads a page's text. Counts a hit if it is resident.
     ///
     /// # Errors

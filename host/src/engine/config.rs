@@ -46,9 +46,9 @@ pub fn config(pooling: bool) -> Config {
             .max_memories_per_module(2)
             .max_tables_per_module(2)
             .table_elements(20_000)
-            .pagemap_scan(Enabled::No)
-            .linear_memory_keep_resident(64 * 1024)
-            .table_keep_resident(16 * 1024);
+            .pagemap_scan(Enabled::Auto)
+            .linear_memory_keep_resident(2 * 1024 * 1024)
+            .table_keep_resident(64 * 1024);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     }
     config

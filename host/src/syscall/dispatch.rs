@@ -503,6 +503,14 @@ impl Caller {
         }
     }
 
+    /// Takes back what [`Self::settle_pages`] made of a tool call that the store refused. Without a page of its own
+    /// the ticket's is another call's.
+    pub(super) fn retract_page(&self, act: &Act, syscall: &Syscall) {
+        if matches!(syscall, Syscall::Call { page: true, .. }) {
+            self.pages().retract(act.ticket.page);
+        }
+    }
+
     /// Stage 9 for those who watch.
     pub(super) fn announce(&self, act: &Act, syscall: &Syscall, done: &Done) {
         let metrics = &self.services().metrics;

@@ -220,22 +220,26 @@ impl Caller {
         self.settle_pages(act, syscall, &mut done);
         let must_hold = done.changes.iter().any(|c| matches!(c, Change::StatePut { expected: Some(_), .. }));
         let mut outcome = done.outcome.clone();
-        let result = self.write(act, syscall, effect, &done, &decision, must_hold).await;
-        if let Err(storage::Error::Conflict { key, expected, found }) = result {
-            // Another process changed the plugin's state since the tool read it: nothing of this call
-            // was kept, and that is what its caller is told.
-            outcome = Outcome::Failed(crate::tool::conflict(&key, expected, found));
-            done = Done { outcome: outcome.clone(), cost: done.cost, lines: done.lines, ..Done::default() };
-            self.settle_pages(act, syscall, &mut done);
-            self.write(act, syscall, effect, &done, &decision, false).await.map_err(|e| self.store_failed(&e))?;
-        } else {
-            result.map_err(|e| self.store_failed(&e))?;
+        let ended_ms = match self.write(act, syscall, effect, &done, &decision, must_hold).await {
+            Err(storage::Error::Conflict { key, expected, found }) => {
+                // Another process changed the plugin's state since the tool read it: nothing of this call
+                // was kept, and that is what its caller is told.
+                self.retract_page(act, syscall);
+                outcome = Outcome::Failed(crate::tool::conflict(&key, expected, found));
+                done = Done { outcome: outcome.clone(), cost: done.cost, lines: done.lines, ..Done::default() };
+                self.settle_pages(act, syscall, &mut done);
+                self.write(act, syscall, effect, &done, &decision, false).await
+            }
+            result => result,
         }
-        self.advance_clock(now_ms());
+        .map_err(|e| self.store_failed(&e))?;
+        // The journaled instant and no other: a replay must move the agent's clock to the same one.
+        self.advance_clock(ended_ms);
         self.announce(act, syscall, &done);
         Ok(Answer { seq: act.ticket.seq, outcome, cost: done.cost })
     }
 
+    /// Writes the outcome down; the instant that the journal has for its end.
     async fn write(
         &self,
         act: &Act,
@@ -244,7 +248,7 @@ impl Caller {
         done: &Done,
         decision: &Decision,
         must_hold: bool,
-    ) -> Result<(), storage::Error> {
+    ) -> Result<u64, storage::Error> {
         let pid = self.spec().pid;
         let ended_ms = now_ms();
         // A Recorded is plain data with string keys: it always has a JSON form.
@@ -290,10 +294,11 @@ impl Caller {
             if result.is_err() {
                 *chain = crate::audit::Chain::resume(pid, before);
             }
-            result
+            result?;
         } else {
-            self.services().store.enqueue(batch).await
+            self.services().store.enqueue(batch).await?;
         }
+        Ok(ended_ms)
     }
 
     pub(super) fn store_failed(&self, error: &storage::Error) -> Stop {

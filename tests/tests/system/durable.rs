@@ -67,12 +67,6 @@ impl Lab {
             ..SpawnRequest::default()
         }
     }
-
-    /// Runs a stepper to its end: its results.
-    async fn steps(&self, kernel: &Kernel, operations: &Value) -> Value {
-        let (pid, _events) = kernel.spawn(self.request("stepper", operations)).await.expect("it is spawned");
-        answer(kernel, pid).await
-    }
 }
 
 /// The answer of a process, which is JSON.
@@ -118,7 +112,7 @@ async fn audited(kernel: &Kernel, pid: Pid, event: &str) -> Vec<(String, String,
 // Replay.
 
 /// Lines that `clocks` logs after its first.
-const CLOCK_LINES: usize = 500;
+const CLOCK_LINES: usize = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agents_clocks_and_random_are_the_kernels() {
@@ -146,7 +140,7 @@ async fn an_agents_clocks_and_random_are_the_kernels() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_is_stopped_in_its_sleep_reads_the_same_clocks_and_random_again() {
-    let lab = Lab::new(&[CLOCKS]);
+    let lab = Lab::new(&[CLOCKS, PROBE]);
     // It may get to its end before it is caught in its second sleep: then another one is tried.
     for _ in 0..20 {
         let kernel = lab.kernel().await;
@@ -399,6 +393,52 @@ async fn call_all_gives_the_same_after_a_stop_in_its_middle() {
     assert_eq!(pages(a), pages(b));
     assert_eq!(audited(&kernel, pid, "call").await.len(), 8, "one record for each call");
     kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_loses_its_plugins_state_to_another_process_leaves_nothing_but_its_error() {
+    let lab = Lab::new(&[STEPPER, PROBE]);
+    let scheduler = SchedulerConfig { workers: Some(2) };
+    let kernel = lab.kernel_with(Config { scheduler, ..Config::default() }).await;
+    // The first call is held between its end and its commit, while another process's call comes and goes.
+    let (at_it, mut waiting) = unbounded_channel();
+    let (go_on, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Mutex::new(Some(gate));
+    kernel.register_hook(Hook::AfterToolCall, "gate", move |_| {
+        let first = gate.lock().unwrap().take();
+        if let Some(gate) = first {
+            let _ = at_it.send(());
+            // A test that has failed lets go of the other end.
+            let _ = gate.recv_timeout(PATIENCE);
+        }
+        Verdict::Allow
+    });
+    let calls = [call("a", "probe__counter", json!({})), call("b", "probe__counter", json!({}))];
+    let operations =
+        json!([{ "op": "call_all", "calls": calls }, { "op": "read", "id": 4 }, { "op": "read", "id": 5 }]);
+    let (pid, _events) = kernel.spawn(lab.request("stepper", &operations)).await.unwrap();
+    in_time(waiting.recv()).await.unwrap();
+    let other = in_time(kernel.call_tool("probe__counter", "{}", Vec::new())).await.unwrap();
+    assert_eq!(other.outcome.as_deref(), Ok("1"));
+    go_on.send(()).unwrap();
+    let said = answer(&kernel, pid).await;
+    let lost = &said[0][0]["content"];
+    assert_eq!(lost["error"]["code"], "again", "{said}");
+    assert_eq!(said[0][1]["content"], 2, "{said}");
+    assert_eq!(
+        serde_json::from_str::<Value>(said[1].as_str().unwrap()).unwrap(),
+        *lost,
+        "the window tells something else"
+    );
+    assert_eq!(said[2], "2");
+    kernel.shutdown().await;
+    let rows =
+        lab.world.sqlite(&format!("SELECT outcome FROM journal WHERE pid = {pid} AND call = 'call' ORDER BY seq"));
+    let journaled: Value = serde_json::from_str(rows[0][0].as_str().unwrap()).unwrap();
+    assert_eq!(
+        journaled["outcome"]["failed"]["message"], lost["error"]["message"],
+        "a replay would tell something else"
+    );
 }
 
 // Quotas.

@@ -2,15 +2,15 @@
 //! must be virtual. Answers with what it read, as JSON. In between it logs what it has read so far: a replay that reads
 //! anything else makes another syscall than the journal has.
 
-use agent_os_sdk::{Agent, Task, log};
+use agent_os_sdk::{Agent, Task, log, tools};
 use serde_json::{Value, json};
 use wasip2::clocks::{monotonic_clock, wall_clock};
 use wasip2::random::{insecure, insecure_seed, random};
 
 const SLEEP_NS: u64 = 500_000_000;
 
-/// Enough that some fall on the edge of a millisecond.
-const LINES: usize = 500;
+/// Lines that are logged between the sleeps.
+const LINES: usize = 20;
 
 struct Clocks;
 
@@ -21,8 +21,10 @@ impl Agent for Clocks {
         let after = now();
         let drawn = random::get_random_u64();
         log::info(&json!({ "after": after, "drawn": drawn }).to_string());
-        // Each outcome moves the clock, and a replay must move it to the very same instant.
+        // Each outcome moves the clock, and a replay must move it to the very same instant. A call that waits for the
+        // store shows it best; without the tool its error is an outcome too.
         for _ in 0..LINES {
+            drop(tools::call("probe__counter", "{}"));
             log::info(&now().to_string());
         }
         let until = monotonic_clock::subscribe_instant(monotonic_clock::now() + SLEEP_NS);
