@@ -29,6 +29,9 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
         "clocks",
         AGENT,
         &[
+            TYPES,
+            LOG,
+            TOOLS,
             "wasi:io/poll",
             "wasi:clocks/monotonic-clock",
             "wasi:clocks/wall-clock",
@@ -55,7 +58,7 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
     ("probe", TOOL, &[TYPES, STATE]),
     ("spinner", AGENT, &[]),
     ("stepper", AGENT, &[TYPES, LOG, STATE, LLM, STEP, CONTEXT, TOOLS, PROCESS]),
-    ("talker", AGENT, &[TYPES, STATE, CONTEXT]),
+    ("talker", AGENT, &[TYPES, STATE, CONTEXT, TOOLS]),
 ];
 
 #[test]
@@ -83,7 +86,11 @@ fn no_guest_is_left_out() {
     let mut found = BTreeSet::new();
     for folder in ["plugins/agents", "plugins/tools", "tests/guests"] {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
-            found.insert(entry.unwrap().file_name().into_string().unwrap());
+            let entry = entry.unwrap();
+            // A guest that is one file of text is made by the tests' build script, not by this crate.
+            if entry.file_type().unwrap().is_dir() {
+                found.insert(entry.file_name().into_string().unwrap());
+            }
         }
     }
     let listed: BTreeSet<_> = GUESTS.iter().map(|(name, ..)| (*name).to_owned()).collect();
