@@ -165,8 +165,8 @@ fn runtime(acts: bool) -> Result<Runtime, Error> {
 /// Logs to stderr: warnings, more with `-v`, or what `RUST_LOG` says.
 fn trace(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
-        1 => "agent_os_kernel=info,warn",
+        0 => "warn,genai=off",
+        1 => "agent_os_kernel=info,warn,genai=off",
         _ => "agent_os_kernel=trace,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

@@ -528,18 +528,13 @@ fn check_request(request: &SpawnRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// The instructions that open every agent's window.
+/// What opens every agent's window: what the kernel knows and the model cannot. How to call tools is
+/// the provider's to say, and a small model follows a short head better.
 fn system_text(mounts: &[Mount]) -> String {
-    let mut text = "You do the task below. Use the tools to find out and to act; do not guess what a tool can tell. \
-                    When the task is done, answer in plain words."
-        .to_owned();
-    if !mounts.is_empty() {
-        text.push_str(" Directories:");
-        for mount in mounts {
-            let mode = if mount.writable { "read and write" } else { "read-only" };
-            text.push_str(&format!(" `{}` ({mode})", mount.guest));
-        }
-        text.push('.');
+    if mounts.is_empty() {
+        return "Directories: none.".to_owned();
     }
-    text
+    let mode = |m: &Mount| if m.writable { "read and write" } else { "read-only" };
+    let names: Vec<_> = mounts.iter().map(|m| format!("{} ({})", m.guest, mode(m))).collect();
+    format!("Directories: {}.", names.join(", "))
 }
