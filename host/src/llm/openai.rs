@@ -101,7 +101,9 @@ impl OpenAi {
             // genai takes a name's ending (`-high`, `-low`) for a wish of effort and cuts it off; a
             // budget stops that and has no form on this wire.
             .with_reasoning_effort(ReasoningEffort::Budget(0));
-        if let Some(t) = request.temperature {
+        // A reply that a schema constrains is a choice among calls: sampling noise only makes it worse.
+        let temperature = request.temperature.or_else(|| (!request.tools.is_empty()).then_some(0.0));
+        if let Some(t) = temperature {
             options = options.with_temperature(f64::from(t));
         }
         let max = request.max_tokens.or_else(|| (!request.tools.is_empty()).then_some((self.window / 8).max(256)));
