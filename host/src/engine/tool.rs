@@ -1,6 +1,9 @@
 //! Tool calls: a fresh store per call from a warm `InstancePre`, run inside the caller's future.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -132,12 +135,20 @@ impl ToolImage {
         specs.into_iter().map(spec).collect()
     }
 
-    /// Runs `call` under the wall limit, whatever it waits on.
+    /// Runs `call` under the wall limit, whatever it waits on. Most calls end in their first poll, and a
+    /// timer wakes Tokio's driver when it is set: so it is set only for a call that does not.
     async fn within_wall<T>(&self, call: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
-        match tokio::time::timeout(Duration::from_millis(self.limits.wall_ms), call).await {
-            Ok(result) => result,
-            Err(_) => Err(wasmtime::Trap::Interrupt.into()),
-        }
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(self.limits.wall_ms);
+        let mut call = pin!(call);
+        let mut timer = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(result) = call.as_mut().poll(cx) {
+                return Poll::Ready(result);
+            }
+            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            timer.as_mut().poll(cx).map(|()| Err(wasmtime::Trap::Interrupt.into()))
+        })
+        .await
     }
 
     async fn run(&self, store: &mut Store<ToolStore>, call: &Call) -> wasmtime::Result<Result<String, Error>> {

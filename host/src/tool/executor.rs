@@ -32,17 +32,14 @@ impl ToolExecutor {
         if !value.is_object() {
             return Err(Error::new(Errno::Invalid, format!("the arguments of `{name}` must be a JSON object")));
         }
-        match tool.validator.iter_errors(&value).next() {
-            None => Ok(()),
-            Some(e) => {
-                let at = e.instance_path().to_string();
-                let at = if at.is_empty() { "/".to_owned() } else { at };
-                Err(Error::new(
-                    Errno::Invalid,
-                    format!("the arguments of `{name}` are wrong at {at}: {e} (see `aok tool show {name}`)"),
-                ))
-            }
-        }
+        tool.validator.validate(&value).map_err(|e| {
+            let at = e.instance_path().to_string();
+            let at = if at.is_empty() { "/" } else { &at };
+            Error::new(
+                Errno::Invalid,
+                format!("the arguments of `{name}` are wrong at {at}: {e} (see `aok tool show {name}`)"),
+            )
+        })
     }
 
     /// Runs a checked call. `fuel` is what the caller has left.
