@@ -1,4 +1,4 @@
-//! What a guest may reach, and the one question about it. Pure.
+//! What a guest may reach. Pure.
 
 use crate::process::Mount;
 

@@ -45,7 +45,11 @@ impl Loader {
     }
 
     async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
-        let engine = self.engine().await.map_err(|message| Fault { code: "engine", message, hint: String::new() })?;
+        let engine = self.engine().await.map_err(|message| Fault {
+            code: "engine",
+            message: format!("the sandbox cannot be started: {message}"),
+            hint: "check the cache directory and the address-space limit (`ulimit -v`), then start aok again".into(),
+        })?;
         engine.load(digest, bytes, limits).await.map_err(fault)
     }
 }
@@ -57,7 +61,7 @@ fn fault(r: Refusal) -> Fault {
 /// Why a plugin is refused, for its author.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Closed code.
+    /// Closed code (`docs/plugins.md`).
     pub code: &'static str,
     /// What is wrong.
     pub message: String,
@@ -267,17 +271,18 @@ impl Registry {
             name,
             file,
             source,
-            digest: component.as_ref().ok().map(Component::digest),
+            digest: None,
             tools: Vec::new(),
             is_agent: false,
             counts: Arc::clone(&counts),
             fault: None,
         };
-        let (component, digest) = match (component, record.digest.clone()) {
-            (Ok(component), Some(digest)) => (component, digest),
-            (Err(fault), _) => return Record { fault: Some(fault), ..record },
-            (Ok(_), None) => return record,
+        let component = match component {
+            Ok(component) => component,
+            Err(fault) => return Record { fault: Some(fault), ..record },
         };
+        let digest = component.digest();
+        record.digest = Some(digest.clone());
         let name = &record.name;
         match self.know(&digest, &component).await {
             Err(fault) => record.fault = Some(fault),

@@ -90,12 +90,6 @@ impl Engine {
         Ok(Self(Arc::new(Inner { wasm, cache, tools, agents, pooling, ticking })))
     }
 
-    /// Whether instances come from the pool.
-    #[must_use]
-    pub fn is_pooling(&self) -> bool {
-        self.0.pooling
-    }
-
     /// Compiles (or loads) a component, tells its role and, for a tool, asks for its tools.
     pub(crate) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Refusal> {
         let (engine, owned, name) = (self.clone(), bytes.to_vec(), digest.to_owned());

@@ -106,7 +106,7 @@ pub struct PluginInfo {
 /// Why a plugin is refused, for its author.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// Closed code (`docs/errors.md`).
+    /// Closed code (`docs/plugins.md`).
     pub code: String,
     /// What is wrong with what.
     pub message: String,

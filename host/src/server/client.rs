@@ -38,7 +38,6 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Client {
     sender: SendRequest<Full<Bytes>>,
-    hello: Hello,
 }
 
 impl Client {
@@ -64,17 +63,11 @@ impl Client {
                 Err(other_protocol(&PROTOCOL.to_string(), &format!("{} (aok {})", hello.protocol, hello.version)))
             }
             Ok(Ok((_, hello))) if hello.closing => Ok(Found::Closing),
-            Ok(Ok((sender, hello))) => Ok(Found::Kernel(Self { sender, hello })),
+            Ok(Ok((sender, _))) => Ok(Found::Kernel(Self { sender })),
             // It ended between the two.
             Ok(Err(_)) => Ok(Found::Nobody),
             Err(_) => Ok(Found::Silent),
         }
-    }
-
-    /// The kernel's operating-system process id.
-    #[must_use]
-    pub fn kernel_pid(&self) -> u32 {
-        self.hello.pid
     }
 
     /// Asks the kernel.
