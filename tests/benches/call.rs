@@ -15,6 +15,10 @@ use wasmtime::{Engine, Store};
 
 include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
+/// As in `aok`, for both sides.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CALLS: u32 = 4_000;
 const ROUNDS: usize = 7;
 const FUEL: u64 = 20_000_000_000;

@@ -213,10 +213,17 @@ pub struct Answer {
 }
 
 /// A syscall's outcome as the journal keeps it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Recorded {
     outcome: Outcome,
     #[serde(default)]
+    cost: Cost,
+}
+
+/// A [`Recorded`] that is being written.
+#[derive(Debug, Serialize)]
+struct Recording<'a> {
+    outcome: &'a Outcome,
     cost: Cost,
 }
 
@@ -365,7 +372,7 @@ mod tests {
             Outcome::Entry(Some((vec![0, 255], 3))),
             Outcome::Failed(Error::limit("fuel", "used up")),
         ] {
-            let text = serde_json::to_string(&Recorded { outcome: outcome.clone(), cost: Cost::default() }).unwrap();
+            let text = serde_json::to_string(&Recording { outcome: &outcome, cost: Cost::default() }).unwrap();
             assert_eq!(serde_json::from_str::<Recorded>(&text).unwrap().outcome, outcome);
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::caller::{Ticket, now_ms};
 use super::dispatch::Done;
-use super::{Answer, Caller, Cost, Outcome, Recorded, Stop, Syscall, outward_effect};
+use super::{Answer, Caller, Cost, Outcome, Recorded, Recording, Stop, Syscall, outward_effect};
 use crate::abi::{Effect, Errno, Error, ToolCall};
 use crate::hook::{self, Hook, HookEvent};
 use crate::storage::{self, Batch, Change, JournalRecord, LogRecord};
@@ -219,16 +219,15 @@ impl Caller {
     ) -> Result<Answer, Stop> {
         self.settle_pages(act, syscall, &mut done);
         let must_hold = done.changes.iter().any(|c| matches!(c, Change::StatePut { expected: Some(_), .. }));
-        let mut outcome = done.outcome.clone();
-        let ended_ms = match self.write(act, syscall, effect, &done, &decision, must_hold).await {
+        let ended_ms = match self.write(act, syscall, effect, &mut done, &decision, must_hold).await {
             Err(storage::Error::Conflict { key, expected, found }) => {
                 // Another process changed the plugin's state since the tool read it: nothing of this call
                 // was kept, and that is what its caller is told.
                 self.retract_page(act, syscall);
-                outcome = Outcome::Failed(crate::tool::conflict(&key, expected, found));
-                done = Done { outcome: outcome.clone(), cost: done.cost, lines: done.lines, ..Done::default() };
+                let outcome = Outcome::Failed(crate::tool::conflict(&key, expected, found));
+                done = Done { outcome, cost: done.cost, lines: done.lines, ..Done::default() };
                 self.settle_pages(act, syscall, &mut done);
-                self.write(act, syscall, effect, &done, &decision, false).await
+                self.write(act, syscall, effect, &mut done, &decision, false).await
             }
             result => result,
         }
@@ -236,27 +235,29 @@ impl Caller {
         // The journaled instant and no other: a replay must move the agent's clock to the same one.
         self.advance_clock(ended_ms);
         self.announce(act, syscall, &done);
-        Ok(Answer { seq: act.ticket.seq, outcome, cost: done.cost })
+        Ok(Answer { seq: act.ticket.seq, outcome: done.outcome, cost: done.cost })
     }
 
-    /// Writes the outcome down; the instant that the journal has for its end.
+    /// Writes the outcome down, which takes the changes out of `done`; the instant that the journal has
+    /// for its end.
     async fn write(
         &self,
         act: &Act,
         syscall: &Syscall,
         effect: Option<Effect>,
-        done: &Done,
+        done: &mut Done,
         decision: &Decision,
         must_hold: bool,
     ) -> Result<u64, storage::Error> {
         let pid = self.spec().pid;
         let ended_ms = now_ms();
         // A Recorded is plain data with string keys: it always has a JSON form.
-        let recorded = serde_json::to_string(&Recorded { outcome: done.outcome.clone(), cost: done.cost })
-            .unwrap_or_else(|e| {
+        let recorded =
+            serde_json::to_string(&Recording { outcome: &done.outcome, cost: done.cost }).unwrap_or_else(|e| {
                 json!({ "outcome": { "failed": { "code": "io", "message": e.to_string() } } }).to_string()
             });
-        let mut changes = done.changes.clone();
+        let mut changes = std::mem::take(&mut done.changes);
+        changes.reserve(done.lines.len() + 3);
         changes.extend(done.lines.iter().map(|line| {
             Change::Log(LogRecord {
                 pid,
