@@ -80,13 +80,19 @@ pub struct PluginsConfig {
 pub struct LlmConfig {
     /// `provider/model` when neither `--model` nor `AOK_MODEL` names one.
     pub default: Option<String>,
+    /// `provider/model`s to ask, in this order, when the one that was named is out.
+    pub fallback: Vec<String>,
     /// Providers by name.
     pub providers: BTreeMap<String, ProviderConfig>,
+    /// Prices by `provider/model`; they come before those that the kernel knows.
+    pub prices: BTreeMap<String, Price>,
+    /// The llama.cpp server of `local/FILE.gguf`.
+    pub local: LocalConfig,
 }
 
 /// `[llm.providers.NAME]`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "ProviderTable")]
 pub struct ProviderConfig {
     /// The wire that it speaks.
     pub kind: ProviderKind,
@@ -95,13 +101,106 @@ pub struct ProviderConfig {
     /// Environment variable that holds the key; none is sent when absent.
     pub key_env: Option<String>,
     /// The window in tokens, where the default of 8192 is not right.
-    #[serde(default = "default_window")]
     pub window: u32,
+    /// Whether its models call tools by themselves. Each model is asked once when absent.
+    pub native_tools: Option<bool>,
+    /// How it is asked: keys of the same table.
+    pub traffic: Traffic,
 }
 
-fn default_window() -> u32 {
-    8192
+/// The table as it is written: serde cannot both flatten and refuse unknown keys.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProviderTable {
+    kind: ProviderKind,
+    base_url: String,
+    key_env: Option<String>,
+    window: Option<u32>,
+    native_tools: Option<bool>,
+    slots: Option<usize>,
+    requests_per_minute: Option<u32>,
+    tokens_per_minute: Option<u32>,
+    retries: Option<usize>,
+    timeout_s: Option<u64>,
 }
+
+impl From<ProviderTable> for ProviderConfig {
+    fn from(t: ProviderTable) -> Self {
+        let usual = Traffic::default();
+        Self {
+            kind: t.kind,
+            base_url: t.base_url,
+            key_env: t.key_env,
+            window: t.window.unwrap_or(DEFAULT_WINDOW),
+            native_tools: t.native_tools,
+            traffic: Traffic {
+                slots: t.slots.unwrap_or(usual.slots),
+                requests_per_minute: t.requests_per_minute,
+                tokens_per_minute: t.tokens_per_minute,
+                retries: t.retries.unwrap_or(usual.retries),
+                timeout_s: t.timeout_s.unwrap_or(usual.timeout_s),
+            },
+        }
+    }
+}
+
+/// How a provider is asked: what the gateway keeps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests under way at once.
+    pub slots: usize,
+    /// Requests started per minute; no limit when absent.
+    pub requests_per_minute: Option<u32>,
+    /// Prompt tokens per minute; no limit when absent.
+    pub tokens_per_minute: Option<u32>,
+    /// How often a request that failed for the moment is made again.
+    pub retries: usize,
+    /// Seconds that one call may take, its waits and retries included.
+    pub timeout_s: u64,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self { slots: 8, requests_per_minute: None, tokens_per_minute: None, retries: 4, timeout_s: 1800 }
+    }
+}
+
+/// Price of a model in USD per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// Prompt tokens.
+    pub input: f64,
+    /// Prompt tokens that the provider's cache served; as `input` when absent.
+    pub cached: Option<f64>,
+    /// Prompt tokens that went into the provider's cache; as `input` when absent.
+    pub cache_write: Option<f64>,
+    /// Generated tokens.
+    pub output: f64,
+}
+
+/// `[llm.local]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocalConfig {
+    /// The `llama-server` to start; the one in `PATH` when absent.
+    pub server: Option<PathBuf>,
+    /// The window that it is started with, in tokens.
+    pub window: u32,
+    /// Requests that it works on at once; each has a window of its own.
+    pub slots: usize,
+    /// As for a provider.
+    pub native_tools: Option<bool>,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        Self { server: None, window: DEFAULT_WINDOW, slots: 1, native_tools: None }
+    }
+}
+
+/// Tokens of a window that nobody has stated: what most local servers start with.
+pub const DEFAULT_WINDOW: u32 = 8192;
 
 /// The wire of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -109,6 +208,8 @@ fn default_window() -> u32 {
 pub enum ProviderKind {
     /// OpenAI's chat completions.
     Openai,
+    /// Anthropic's messages.
+    Anthropic,
 }
 
 /// `[scheduler]`.
@@ -155,8 +256,40 @@ impl Config {
                 return Err(format!("`limits.{name}` is 0; give a positive number"));
             }
         }
+        self.llm.check()?;
         if self.scheduler.workers == Some(0) {
             return Err("`scheduler.workers` is 0; give a positive number or leave it out".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl LlmConfig {
+    fn check(&self) -> Result<(), String> {
+        let zero = |key: String| Err(format!("`{key}` is 0; give a positive number or leave it out"));
+        for (name, provider) in &self.providers {
+            let t = &provider.traffic;
+            let numbers = [
+                ("window", u64::from(provider.window)),
+                ("slots", t.slots as u64),
+                ("requests_per_minute", t.requests_per_minute.map_or(1, u64::from)),
+                ("tokens_per_minute", t.tokens_per_minute.map_or(1, u64::from)),
+                ("timeout_s", t.timeout_s),
+            ];
+            if let Some((key, _)) = numbers.into_iter().find(|(_, value)| *value == 0) {
+                return zero(format!("llm.providers.{name}.{key}"));
+            }
+        }
+        for (key, value) in [("window", u64::from(self.local.window)), ("slots", self.local.slots as u64)] {
+            if value == 0 {
+                return zero(format!("llm.local.{key}"));
+            }
+        }
+        for (model, p) in &self.prices {
+            let parts = [Some(p.input), p.cached, p.cache_write, Some(p.output)];
+            if parts.into_iter().flatten().any(|usd| !(0.0..=1e6).contains(&usd)) {
+                return Err(format!("`llm.prices.{model}` must be USD per million tokens, from 0 to 1000000"));
+            }
         }
         Ok(())
     }
@@ -179,7 +312,14 @@ mod tests {
             check("[limits]\nfuel = 5\n[llm.providers.x]\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:1/v1\"\n")
                 .unwrap();
         assert_eq!((c.limits.fuel, c.limits.memory), (5, Limits::TOOL.memory));
-        assert_eq!(c.llm.providers["x"].window, 8192);
+        assert_eq!((c.llm.providers["x"].window, c.llm.providers["x"].traffic), (8192, Traffic::default()));
+        let c = check(
+            "[llm.providers.x]\nkind = \"anthropic\"\nbase_url = \"http://h/v1\"\nslots = 2\nnative_tools = false\n\
+             [llm.prices.\"x/m\"]\ninput = 3\noutput = 15.5\n",
+        )
+        .unwrap();
+        assert_eq!((c.llm.providers["x"].traffic.slots, c.llm.providers["x"].native_tools), (2, Some(false)));
+        assert_eq!(c.llm.prices["x/m"].output, 15.5);
     }
 
     #[test]
@@ -188,6 +328,10 @@ mod tests {
         assert!(check("[limits]\nwall_ms = 0\n").unwrap_err().contains("limits.wall_ms"));
         assert!(check("[scheduler]\nworkers = 0\n").unwrap_err().contains("scheduler.workers"));
         assert!(check("nonsense").unwrap_err().contains("aok.toml"));
+        let provider = "[llm.providers.x]\nkind = \"openai\"\nbase_url = \"http://h/v1\"\n";
+        assert!(check(&format!("{provider}slots = 0\n")).unwrap_err().contains("llm.providers.x.slots"));
+        assert!(check(&format!("{provider}slot = 3\n")).unwrap_err().contains("slot"));
+        assert!(check("[llm.prices.\"a/b\"]\ninput = -1\noutput = 1\n").unwrap_err().contains("llm.prices.a/b"));
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! request that it got, by a hash of the body: a crash test asserts on that. A request whose newest
 //! message is not what the script expects, or for which there is no line, gets status 400 with
 //! `script_mismatch` or `script_exhausted` in it.
+//!
+//! It says whether its model calls tools by itself when the kernel asks for that; the question is no
+//! request of a conversation and is not remembered.
 
 mod anthropic;
 mod openai;
@@ -55,6 +58,7 @@ pub struct FakeLlm {
 struct Shared {
     script: Script,
     agent: String,
+    native: bool,
     recorded: Mutex<Vec<Recorded>>,
 }
 
@@ -93,8 +97,16 @@ impl FakeLlm {
     /// # Errors
     /// A wrong script, or no free port.
     pub async fn start(script: &Path, agent: &str) -> anyhow::Result<Self> {
-        let shared =
-            Arc::new(Shared { script: Script::open(script)?, agent: agent.to_owned(), recorded: Mutex::default() });
+        Self::start_as(script, agent, false).await
+    }
+
+    /// As [`Self::start`]; `native`: whether its model calls tools by itself.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_as(script: &Path, agent: &str, native: bool) -> anyhow::Result<Self> {
+        let script = Script::open(script)?;
+        let shared = Arc::new(Shared { script, agent: agent.to_owned(), native, recorded: Mutex::default() });
         let app = Router::new()
             .route("/v1/models", get(models))
             .route("/v1/chat/completions", post(chat))
@@ -176,6 +188,10 @@ async fn answer(shared: Arc<Shared>, wire: &dyn Wire, headers: &HeaderMap, bytes
             return refuse("invalid_request_error", &format!("the body is no JSON: {e}"));
         }
     };
+    if let Some(probe) = probe(&body, shared.native) {
+        let parts = wire.events(&body, &probe);
+        return ([("content-type", "text/event-stream")], parts.concat()).into_response();
+    }
     let asked = wire.ask(&body, &shared.script, &shared.agent);
     let index = asked.replies as u64 + 1;
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -208,6 +224,19 @@ async fn answer(shared: Arc<Shared>, wire: &dyn Wire, headers: &HeaderMap, bytes
         Err(e) => return refuse("script_mismatch", &e.to_string()),
     };
     ([("content-type", kind)], sending(shared, at, parts, line.stream_cut)).into_response()
+}
+
+/// The reply to the question whether the model calls tools.
+fn probe(body: &Value, native: bool) -> Option<Said> {
+    const NAME: &str = "aok_probe";
+    let tools = list(body, "tools");
+    tools.iter().find(|t| t["name"] == NAME || t["function"]["name"] == NAME)?;
+    let call = ToolCall { id: "probe".to_owned(), name: NAME.to_owned(), arguments: "{\"word\":\"ready\"}".to_owned() };
+    Some(Said {
+        text: if native { String::new() } else { "I am ready.".to_owned() },
+        calls: if native { vec![call] } else { Vec::new() },
+        usage: TokenUsage::default(),
+    })
 }
 
 fn error(shared: &Shared, wire: &dyn Wire, at: usize, status: u16, retry_after_ms: Option<u64>) -> Response {

@@ -4,13 +4,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::Error;
 use super::layout::KvCacheOptimizer;
 use super::page::{ContextPage, NewPage, default_importance};
 use super::swap::{SwapManager, Turn};
-use super::{Error, tokens};
+use super::tokens::{self, Counter};
 use crate::abi::Message;
 use crate::process::Pid;
 use crate::storage::{PageKind, PageMeta, PageRecord};
+
+/// What is kept of a narrowed bound, for text that is denser than what was reported.
+const MARGIN: f32 = 1.15;
+/// The bound is never narrowed to less than this part of it.
+const LEAST_SCALE: f32 = 0.5;
 
 /// A page's text, or where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +86,9 @@ pub struct Placement<'a> {
 pub struct PageManager {
     pid: Pid,
     window: u32,
+    /// Real tokens per counted one, as the provider last reported them: 1 until it has, never more.
+    scale: f32,
+    counter: Counter,
     /// What the last [`PageManager::make_room`] kept free for the reply.
     reserve: u32,
     resident: BTreeMap<u64, ContextPage>,
@@ -101,6 +110,8 @@ impl PageManager {
         Self {
             pid,
             window: window_tokens,
+            scale: 1.0,
+            counter: Counter::default(),
             reserve: 0,
             resident: BTreeMap::new(),
             swapped: BTreeMap::new(),
@@ -124,6 +135,28 @@ impl PageManager {
         table
     }
 
+    /// Counts new pages for the model that answers from now on, in a window of its size.
+    pub fn set_model(&mut self, counter: Counter, window_tokens: u32) {
+        if self.window != window_tokens || self.counter != counter {
+            self.scale = 1.0;
+        }
+        self.counter = counter;
+        if self.window != window_tokens {
+            self.window = window_tokens;
+            self.layout = KvCacheOptimizer::new(window_tokens);
+        }
+    }
+
+    /// Narrows the bound: a prompt that [`Self::resident_tokens`] took for `taken` tokens had
+    /// `reported`. Does nothing where the counts are exact.
+    pub fn calibrate(&mut self, taken: u32, reported: u32) {
+        if self.counter == Counter::Bound && taken > 0 {
+            #[allow(clippy::cast_precision_loss, reason = "a ratio of token counts")]
+            let ratio = reported as f32 / taken as f32 * self.scale * MARGIN;
+            self.scale = ratio.clamp(LEAST_SCALE, 1.0);
+        }
+    }
+
     /// Adds a page to the window and returns the record to store. A result whose call was swapped out
     /// joins its turn there: the record says that it is not resident.
     ///
@@ -136,7 +169,7 @@ impl PageManager {
         let importance = checked(page.importance.unwrap_or_else(|| default_importance(page.kind)))?;
         let turn = self.turn_of(page.id, page.answers.as_ref());
         let resident = !self.swapped.contains_key(&turn);
-        let record = page.into_record(self.pid, importance, resident);
+        let record = page.into_record(self.pid, importance, resident, self.counter);
         self.insert(record.clone(), turn);
         Ok(record)
     }
@@ -226,7 +259,7 @@ impl PageManager {
         self.layout.messages(&head, self.stub(), &history, self.ceiling())
     }
 
-    /// What the window takes up, the tool schemas included.
+    /// What the window takes up, the tool schemas included, as far as it is known.
     #[must_use]
     pub fn resident_tokens(&self) -> u32 {
         let ceiling = self.ceiling();
@@ -234,7 +267,10 @@ impl PageManager {
             let shown = self.layout.shown(p);
             if p.kind == PageKind::Tools { shown } else { shown.min(ceiling) }
         };
-        self.resident.values().map(size).fold(self.stub_tokens(), u32::saturating_add)
+        let counted = self.resident.values().map(size).fold(self.stub_tokens(), u32::saturating_add);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and no larger")]
+        let real = (f64::from(counted) * f64::from(self.scale)).ceil() as u32;
+        real
     }
 
     /// Sizes and counters.
@@ -334,8 +370,12 @@ impl PageManager {
         (head, history)
     }
 
+    /// The high watermark in counted tokens: more of them fit where each is less than a real one.
     fn high(&self) -> u32 {
-        SwapManager::high(self.window, self.reserve)
+        let real = SwapManager::high(self.window, self.reserve);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and saturates")]
+        let counted = (f64::from(real) / f64::from(self.scale)) as u32;
+        counted
     }
 
     /// What the window would take up if nothing but oversized pages were abridged.

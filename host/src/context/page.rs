@@ -4,7 +4,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::tokens;
+use super::tokens::Counter;
 use crate::abi::ToolCall;
 use crate::process::{Pid, Seq};
 use crate::storage::{PageKind, PageMeta, PageRecord};
@@ -86,14 +86,16 @@ impl ContextPage {
 
 impl NewPage {
     /// The record that the store keeps. `resident`: whether the page is in the window from the start.
-    pub(super) fn into_record(self, pid: Pid, importance: f32, resident: bool) -> PageRecord {
+    pub(super) fn into_record(self, pid: Pid, importance: f32, resident: bool, counter: Counter) -> PageRecord {
         let answers = self.answers.as_ref().map(|(id, name)| (id.as_str(), name.as_str()));
-        let tokens = tokens::of_parts(&self.text, &self.tool_calls, answers)
-            .saturating_add(tokens::upper_bound(marker(self.kind)));
+        let tokens =
+            counter.of_parts(&self.text, &self.tool_calls, answers).saturating_add(counter.text(marker(self.kind)));
+        // How a provider writes calls, their results and schemas into its prompt is not public.
+        let plain = self.tool_calls.is_empty() && answers.is_none() && self.kind != PageKind::Tools;
         let hash = Sha256::digest(self.text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
         let meta = PageMeta {
             tokens,
-            exact: false,
+            exact: plain && counter.is_exact(),
             importance,
             pinned: self.pinned,
             resident,

@@ -11,6 +11,7 @@ use crate::audit::{Chain, Head};
 use crate::config::Config;
 use crate::hook::HookChain;
 use crate::llm::Models;
+use crate::llm::local::Places;
 use crate::metrics::Metrics;
 use crate::plugin;
 use crate::process::{Exit, Pid};
@@ -83,7 +84,8 @@ impl Builder {
     }
 
     async fn assemble(self, store: Store, owner: Option<Owner>) -> Result<Kernel, Error> {
-        let models = Models::new(self.config.llm.clone(), |name| std::env::var(name).ok());
+        let places = Places { models: self.data.join("models"), cache: self.data.join("cache") };
+        let models = Models::new(self.config.llm.clone(), Some(places), |name| std::env::var(name).ok());
         let services = Services {
             hooks: HookChain::default(),
             tools: ToolRegistry::default(),

@@ -14,6 +14,7 @@ use super::info::CallReport;
 use super::{End, Error, Kernel, Live, Process, SpawnRequest, lock};
 use crate::abi::{Errno, ToolCall};
 use crate::audit::Chain;
+use crate::context::tokens::Counter;
 use crate::context::{NewPage, PageManager};
 use crate::engine::{AgentImage, Ended};
 use crate::hook::{self, Hook, HookEvent};
@@ -46,7 +47,7 @@ impl Kernel {
         check_request(&request)?;
         let services = &self.0.services;
         let model = services.models.resolve(request.model.as_deref())?;
-        let window = model.provider.window(&model.model);
+        let (counter, window) = (counter(&model.name), model.provider.window(&model.model));
         let image =
             agent.image().await.map_err(|f| Error::Engine(format!("the agent `{}`: {}", agent.name, f.message)))?;
         let pid = Pid(owner.next_pid.fetch_add(1, Ordering::Relaxed));
@@ -67,6 +68,7 @@ impl Kernel {
         };
         let mut chain = Chain::resume(pid, None);
         let mut pages = PageManager::new(pid, window);
+        pages.set_model(counter, window);
         let mut changes = vec![Change::Spawn(Box::new(spec.clone()))];
         changes.extend(self.head_pages(&spec, &mut pages)?);
         changes.push(Change::Audit(chain.append(spec.created_ms, "spawn", &spec.agent, "allow", "policy")));
@@ -119,7 +121,9 @@ impl Kernel {
         let model = self.0.services.models.resolve(row.spec.model.as_deref())?;
         store.forgive(pid);
         let journal = store.journal(pid).await?;
-        let pages = PageManager::restore(pid, model.provider.window(&model.model), store.pages(pid).await?);
+        let (counter, window) = (counter(&model.name), model.provider.window(&model.model));
+        let mut pages = PageManager::restore(pid, window, store.pages(pid).await?);
+        pages.set_model(counter, window);
         let head = head_of(&store.audit_heads().await?, pid);
         let chain = Chain::resume(pid, head);
         let life = Life { spec: row.spec, pages, first_page: HEAD_PAGES + 1, usage: row.usage, chain, journal };
@@ -478,6 +482,13 @@ fn exit_of(ended: Ended) -> End {
         Ended::Diverged(why) => Exit::Failure(why),
         Ended::Suspended(why) => return End::Suspended(why),
     })
+}
+
+/// How a model's tokens are counted. The vocabulary is read here, and not on a guest's small stack.
+fn counter(model: &str) -> Counter {
+    let counter = Counter::of_model(model);
+    let _ = counter.text("");
+    counter
 }
 
 fn check_request(request: &SpawnRequest) -> Result<(), Error> {

@@ -131,6 +131,7 @@ impl Kernel {
                 live.task.kill().await;
                 live.process.caller.close_events();
             }
+            self.0.services.models.stop().await;
             if let Err(e) = self.audit("kernel-stop", "", "allow").await {
                 tracing::warn!("the end of the kernel is not in the audit log: {e}");
             }

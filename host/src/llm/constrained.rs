@@ -246,7 +246,9 @@ fn example() -> [(Role, String); 4] {
 /// [`Error::Malformed`] for a call that is not whole, quoting what came.
 pub(super) fn parse(provider: &str, text: &str, index: u64) -> Result<Said, Error> {
     let trimmed = text.trim();
-    let value = serde_json::from_str::<Value>(trimmed).ok().or_else(|| {
+    // A model that says it twice is taken at its first word.
+    let first = serde_json::Deserializer::from_str(trimmed).into_iter::<Value>().next().and_then(Result::ok);
+    let value = first.filter(Value::is_object).or_else(|| {
         // Wrapped in prose or a code fence.
         let (open, close) = (trimmed.find('{')?, trimmed.rfind('}')?);
         serde_json::from_str(trimmed.get(open..=close)?).ok()
@@ -325,6 +327,7 @@ mod tests {
         assert_eq!(read("just prose"), answer("just prose"));
         assert_eq!(read(""), answer(""));
         assert_eq!(read("a set {x} of prose"), answer("a set {x} of prose"));
+        assert_eq!(read(r#"{"answer":"a"}{"answer":"b"}"#), answer("a"));
         assert!(matches!(read("```json\n{\"tool\":\"t\",\"arguments\":{}}\n```"), Ok(Said::Calls(c)) if c.len() == 1));
         for (broken, part) in [
             (r#"{"calls":[{"tool":"a__b","argum"#, "not whole"),

@@ -2,11 +2,21 @@
 //!
 //! Streaming is the primitive: a provider sends text pieces while it works and returns the whole
 //! reply at the end. It knows no process, no pages and no store.
+//!
+//! [`models`] finds who answers for a name, [`gateway`] decides when and how often a provider is
+//! asked, [`remote`] makes one attempt over HTTP, [`constrained`] makes tool calls of plain text,
+//! [`local`] keeps a llama.cpp server running, [`prices`] says what it cost.
 
 pub mod constrained;
+pub mod gateway;
+pub mod local;
 pub mod models;
-pub mod openai;
+pub mod prices;
+pub mod remote;
 pub mod script;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc::UnboundedSender;
@@ -60,6 +70,40 @@ pub enum Error {
         status: u16,
         /// Its text, shortened, without secrets.
         message: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The prompt is larger than the model's window.
+    #[error("{provider} says that the prompt is too long: {message}")]
+    TooLong {
+        /// Provider's name.
+        provider: String,
+        /// The window in tokens, where it says so.
+        limit: Option<u32>,
+        /// Its text.
+        message: String,
+    },
+    /// The provider failed so often in a row that it is left alone for a while.
+    #[error("{provider} failed several times in a row and is not asked for a while: {last}")]
+    Open {
+        /// Provider's name.
+        provider: String,
+        /// The last failure.
+        last: String,
+    },
+    /// The call took longer than the provider's `timeout_s`.
+    #[error("{provider} did not answer within {seconds} s, its `timeout_s`")]
+    Deadline {
+        /// Provider's name.
+        provider: String,
+        /// Seconds.
+        seconds: u64,
+    },
+    /// The local model's server could not be had.
+    #[error("{message}")]
+    Local {
+        /// What happened, and what to do.
+        message: String,
     },
     /// The provider could not be reached, or the connection broke.
     #[error("{provider} at {url} cannot be reached: {message}")]
@@ -78,6 +122,42 @@ pub enum Error {
         provider: String,
         /// What is wrong with it.
         message: String,
+    },
+}
+
+impl Error {
+    /// Whether the same request may well succeed a moment later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => matches!(status, 408 | 409 | 425 | 429 | 500..=599),
+            Self::Unreachable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the provider itself is out, so that another one may be asked in its place. A wrong key
+    /// or an unknown model is not: that is for a person to know.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        self.is_transient() || matches!(self, Self::Open { .. } | Self::Deadline { .. } | Self::Local { .. })
+    }
+}
+
+/// What comes while a provider works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delta {
+    /// The next piece of the reply's text.
+    Text(String),
+    /// The provider counted the prompt.
+    Prompt {
+        /// Its tokens.
+        tokens: u32,
+    },
+    /// The attempt failed and another one is made: the text so far counts for nothing.
+    Restart {
+        /// Why it failed.
+        why: String,
     },
 }
 
@@ -112,7 +192,7 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// See [`Error`].
-    async fn generate(&self, request: Request, deltas: UnboundedSender<String>) -> Result<Reply, Error>;
+    async fn generate(&self, request: Arc<Request>, deltas: UnboundedSender<Delta>) -> Result<Reply, Error>;
 
     /// Ids of tool calls whose results the `index`-th reply to `agent` will quote. Only scripts do.
     fn references(&self, agent: &str, index: u64) -> Vec<String> {
@@ -120,8 +200,11 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
         Vec::new()
     }
 
-    /// Size of the model's window in tokens.
+    /// Size of the model's window in tokens, as far as it is known.
     fn window(&self, model: &str) -> u32;
+
+    /// Stops what runs on this machine for the provider.
+    async fn stop(&self) {}
 }
 
 /// What a call is taken to have used where nobody says: four bytes a token, nothing cached, no price.

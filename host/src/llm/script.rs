@@ -17,6 +17,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,7 +25,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Error, Provider, Request, shorten};
+use super::{Delta, Error, Provider, Request, shorten};
 use crate::abi::{Finish, Message, Reply, TokenUsage, ToolCall};
 
 /// The window of a script model: that of the large hosted models.
@@ -338,7 +339,7 @@ pub fn pieces(text: &str) -> impl Iterator<Item = &str> {
 
 #[async_trait]
 impl Provider for Script {
-    async fn generate(&self, request: Request, deltas: UnboundedSender<String>) -> Result<Reply, Error> {
+    async fn generate(&self, request: Arc<Request>, deltas: UnboundedSender<Delta>) -> Result<Reply, Error> {
         let line = self.line(&request.agent, request.index)?;
         line.check_newest(request.messages.last().map_or("", Message::text))?;
         if !line.delay.is_zero() {
@@ -349,6 +350,7 @@ impl Provider for Script {
                 provider: "script".to_owned(),
                 status: error.status,
                 message: format!("line {} of the script says so", line.number),
+                retry_after: error.retry_after_ms.map(Duration::from_millis),
             });
         }
         let (text, tool_calls) = match &line.raw {
@@ -358,7 +360,7 @@ impl Provider for Script {
         let sent = if line.stream_cut { first_half(&text) } else { &text };
         for piece in pieces(sent) {
             // Nobody has to listen.
-            let _ = deltas.send(piece.to_owned());
+            let _ = deltas.send(Delta::Text(piece.to_owned()));
         }
         if line.stream_cut {
             return Err(Error::Unreachable {
@@ -452,10 +454,12 @@ mod tests {
 
     async fn ask(script: &Script, request: Request) -> (Result<Reply, Error>, String) {
         let (tx, mut rx) = tokio::sync::mpsc::unbounded_channel();
-        let reply = script.generate(request, tx).await;
+        let reply = script.generate(Arc::new(request), tx).await;
         let mut streamed = String::new();
-        while let Some(piece) = rx.recv().await {
-            streamed.push_str(&piece);
+        while let Some(delta) = rx.recv().await {
+            if let Delta::Text(piece) = delta {
+                streamed.push_str(&piece);
+            }
         }
         (reply, streamed)
     }

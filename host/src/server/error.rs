@@ -309,6 +309,15 @@ impl From<llm::Error> for ApiError {
             }
             E::Status { status: 429, .. } => (Code::ProviderError, "wait, then resume the process".to_owned()),
             E::Status { .. } => (Code::ProviderError, "resume the process once the provider works".to_owned()),
+            E::TooLong { .. } => {
+                (Code::ProviderError, "give it a smaller task, or a model with a larger window".to_owned())
+            }
+            E::Open { .. } => (Code::ProviderError, "wait a minute, then resume the process".to_owned()),
+            E::Deadline { provider, .. } => (
+                Code::ProviderError,
+                format!("resume the process, or raise `timeout_s` of [llm.providers.{provider}] in aok.toml"),
+            ),
+            E::Local { .. } => (Code::ProviderUnreachable, "see `aok doctor`, then resume the process".to_owned()),
             E::Unreachable { .. } => {
                 (Code::ProviderUnreachable, "check that it runs and the base URL, then resume the process".to_owned())
             }
@@ -385,7 +394,7 @@ mod tests {
         use llm::Error as E;
         let provider = || "local".to_owned();
         let message = || "why".to_owned();
-        let status = |status| E::Status { provider: provider(), status, message: message() };
+        let status = |status| E::Status { provider: provider(), status, message: message(), retry_after: None };
         check(E::NoModel { hint: "set AOK_MODEL".into() }, Code::NoModel, 2, &["set AOK_MODEL"]);
         check(E::UnknownModel { model: "x/y".into(), why: message() }, Code::UnknownModel, 2, &["x/y"]);
         let mismatch = E::ScriptMismatch { line: 3, expect: "a".into(), got: "b".into() };
@@ -402,6 +411,11 @@ mod tests {
             5,
             &["127.0.0.1"],
         );
+        let too_long = E::TooLong { provider: provider(), limit: Some(1), message: message() };
+        check(too_long, Code::ProviderError, 5, &["larger window"]);
+        check(E::Open { provider: provider(), last: message() }, Code::ProviderError, 5, &["wait", "why"]);
+        check(E::Deadline { provider: provider(), seconds: 9 }, Code::ProviderError, 5, &["9 s", "timeout_s"]);
+        check(E::Local { message: message() }, Code::ProviderUnreachable, 5, &["why", "aok doctor"]);
         let malformed = E::Malformed { provider: provider(), message: message() };
         check(kernel::Error::Model(malformed), Code::BadReply, 5, &["why"]);
     }

@@ -10,9 +10,10 @@ use super::path::Act;
 use super::{Caller, Cost, Options, Outcome, PageBrief, Stop, Syscall, UsageBrief, caller::now_ms};
 use crate::abi::{Effect, Errno, Error, Finish, Message, Reply, ToolResult, ToolSpec};
 use crate::capability::Rights;
+use crate::context::tokens::Counter;
 use crate::context::{self, NewPage, Placement, Read};
 use crate::hook::Hook;
-use crate::llm::{self, Provider};
+use crate::llm::{self, Resolved as Asked};
 use crate::process::EventKind;
 use crate::storage::{Change, PageKind};
 use crate::tool::{Entry, LOG_LINE_OVERHEAD, LogLine, Lookup, conflict};
@@ -35,12 +36,19 @@ impl Admitted {
 
 /// A model call that is ready to be made.
 pub(super) struct ModelCall {
-    name: String,
-    provider: Arc<dyn Provider>,
-    model: String,
+    asked: Asked,
     tools: Vec<ToolSpec>,
     schema: Option<serde_json::Value>,
-    /// Upper bound of the prompt in tokens.
+    /// Tokens kept free for the reply.
+    reserve: u32,
+    fitted: Fitted,
+}
+
+/// A window that fits a model's, and what had to leave it.
+#[derive(Clone)]
+struct Fitted {
+    window: u32,
+    /// The prompt in tokens as they are counted here.
     prompt_tokens: u32,
     messages: Vec<Message>,
     evicted: Vec<Change>,
@@ -126,7 +134,7 @@ impl Caller {
 
     fn admit_model(&self, options: &Options) -> Result<ModelCall, Error> {
         let model = options.model.as_deref().or(self.spec().model.as_deref());
-        let llm::Resolved { name, provider, model } = self.services().models.resolve(model).map_err(model_error)?;
+        let Asked { name, provider, model } = self.services().models.resolve(model).map_err(model_error)?;
         let mut tools = self.offered();
         if let Some(names) = &options.tools {
             if let Some(unknown) = names.iter().find(|n| !tools.iter().any(|t| t.name == **n)) {
@@ -143,20 +151,22 @@ impl Caller {
             .map(serde_json::from_str)
             .transpose()
             .map_err(|e| Error::new(Errno::Invalid, format!("`response-schema` is not JSON: {e}")))?;
-        let now = now_ms();
+        let reserve = options.max_tokens.unwrap_or(0);
+        let fitted = self.fit(&name, provider.window(&model), reserve);
+        Ok(ModelCall { asked: Asked { name, provider, model }, tools, schema, reserve, fitted })
+    }
+
+    /// Makes the window fit a model's, swapping out what has to go.
+    fn fit(&self, name: &str, window: u32, reserve: u32) -> Fitted {
         let mut pages = self.pages();
-        let evicted = pages.make_room(options.max_tokens.unwrap_or(0), now);
-        let evicted = evicted.into_iter().map(|(id, meta)| Change::PageMeta(id, meta)).collect();
-        Ok(ModelCall {
-            name,
-            provider,
-            model,
-            tools,
-            schema,
+        pages.set_model(Counter::of_model(name), window);
+        let evicted = pages.make_room(reserve, now_ms());
+        Fitted {
+            evicted: evicted.into_iter().map(|(id, meta)| Change::PageMeta(id, meta)).collect(),
+            window,
             prompt_tokens: pages.resident_tokens(),
             messages: pages.window(),
-            evicted,
-        })
+        }
     }
 
     /// The tools that this process is told of.
@@ -174,12 +184,14 @@ impl Caller {
             (Syscall::Call { .. }, _) if usage.tool_calls >= quota.tool_calls => {
                 Some(("tool-calls", format!("it has made {} tool calls, all that its quota allows", quota.tool_calls)))
             }
-            (_, Admitted::Model(call)) if tokens.saturating_add(u64::from(call.prompt_tokens)) >= quota.tokens => {
+            (_, Admitted::Model(call))
+                if tokens.saturating_add(u64::from(call.fitted.prompt_tokens)) >= quota.tokens =>
+            {
                 Some((
                     "tokens",
                     format!(
                         "{} of {} tokens are used and the next prompt takes up to {}; allow more with --max-tokens",
-                        tokens, quota.tokens, call.prompt_tokens
+                        tokens, quota.tokens, call.fitted.prompt_tokens
                     ),
                 ))
             }
@@ -257,8 +269,144 @@ impl Caller {
     }
 
     async fn ask_model(&self, act: &Act, options: &Options, call: &ModelCall) -> Done {
-        self.emit(act.ticket.seq, EventKind::LlmStart { model: call.name.clone(), prompt_tokens: call.prompt_tokens });
-        for change in &call.evicted {
+        let mut evicted = Vec::new();
+        let reply = self.model_reply(act, options, call, &mut evicted).await;
+        self.set_activity(None);
+        let outcome = match reply {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(e) => Outcome::Failed(e),
+        };
+        Done { outcome, changes: evicted, ..Done::default() }
+    }
+
+    /// Asks the model, and those that stand in for it while it is out.
+    async fn model_reply(
+        &self,
+        act: &Act,
+        options: &Options,
+        call: &ModelCall,
+        evicted: &mut Vec<Change>,
+    ) -> Result<Reply, Error> {
+        let first = self.asked(act, options, call, &call.asked, call.fitted.clone(), evicted).await;
+        let Err(mut error) = first else { return first.map_err(model_error) };
+        if error.is_outage() {
+            for other in self.services().models.fallbacks(&call.asked.name) {
+                tracing::warn!(
+                    pid = self.spec().pid.0,
+                    "`{}` is out, `{}` is asked: {error}",
+                    call.asked.name,
+                    other.name
+                );
+                self.emit_failed(act);
+                let fitted = self.fit(&other.name, other.provider.window(&other.model), call.reserve);
+                match self.asked(act, options, call, &other, fitted, evicted).await {
+                    Err(e) if e.is_outage() => error = e,
+                    done => return done.map_err(model_error),
+                }
+            }
+        }
+        Err(model_error(error))
+    }
+
+    /// Asks one model; again in a smaller window when it says that the prompt is too long.
+    async fn asked(
+        &self,
+        act: &Act,
+        options: &Options,
+        call: &ModelCall,
+        asked: &Asked,
+        mut fitted: Fitted,
+        evicted: &mut Vec<Change>,
+    ) -> Result<Reply, llm::Error> {
+        let mut smaller = 0;
+        loop {
+            let prompt_tokens = fitted.prompt_tokens;
+            self.emit(act.ticket.seq, EventKind::LlmStart { model: asked.name.clone(), prompt_tokens });
+            self.announce_evictions(act, &fitted.evicted);
+            evicted.append(&mut fitted.evicted);
+            self.set_activity(Some(format!("model {}", asked.name)));
+            let request = self.request(act, options, call, asked, fitted.messages, prompt_tokens).await?;
+            match self.attempt(act, asked, request, prompt_tokens).await {
+                Err(llm::Error::TooLong { .. }) if smaller < MOST_SHRINKS => {
+                    smaller += 1;
+                    self.emit_failed(act);
+                    // The provider knows its window by now; where it is no smaller than what was sent, the
+                    // count was wrong, and a part of it is tried.
+                    let window = asked.provider.window(&asked.model).min(fitted.window - fitted.window / 4);
+                    fitted = self.fit(&asked.name, window, call.reserve);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn request(
+        &self,
+        act: &Act,
+        options: &Options,
+        call: &ModelCall,
+        asked: &Asked,
+        messages: Vec<Message>,
+        prompt_tokens: u32,
+    ) -> Result<llm::Request, llm::Error> {
+        let results = self.quoted_results(asked, act.ticket.request).await?;
+        let usage = self.usage();
+        let left =
+            self.spec().quota.tokens.saturating_sub(usage.tokens_in + usage.tokens_out + u64::from(prompt_tokens));
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        Ok(llm::Request {
+            model: asked.model.clone(),
+            agent: self.spec().agent.clone(),
+            index: act.ticket.request,
+            messages,
+            tools: call.tools.clone(),
+            temperature: options.temperature,
+            // A quota that is nearly used up bounds the reply; one far away says nothing.
+            max_tokens: options.max_tokens.map(|m| m.min(left)).or((left < QUOTA_IS_NEAR).then_some(left)),
+            response_schema: call.schema.clone(),
+            results,
+        })
+    }
+
+    async fn attempt(
+        &self,
+        act: &Act,
+        asked: &Asked,
+        request: llm::Request,
+        prompt_tokens: u32,
+    ) -> Result<Reply, llm::Error> {
+        let (deltas, mut pieces) = mpsc::unbounded_channel();
+        let provider = Arc::clone(&asked.provider);
+        // TLS and JSON of unknown depth run on a Tokio thread, not on the guest's stack.
+        let mut work = AbortOnDrop(tokio::spawn(async move { provider.generate(Arc::new(request), deltas).await }));
+        while let Some(delta) = pieces.recv().await {
+            match delta {
+                llm::Delta::Text(delta) => self.emit(act.ticket.seq, EventKind::Text { delta }),
+                llm::Delta::Prompt { tokens } => self.pages().calibrate(prompt_tokens, tokens),
+                llm::Delta::Restart { why } => {
+                    tracing::info!(pid = self.spec().pid.0, model = asked.name, "asked again: {why}");
+                    self.emit_failed(act);
+                    self.emit(act.ticket.seq, EventKind::LlmStart { model: asked.name.clone(), prompt_tokens });
+                }
+            }
+        }
+        match (&mut work.0).await {
+            Ok(reply) => reply,
+            Err(e) => {
+                let message = format!("the provider of `{}` broke: {e}", asked.name);
+                Err(llm::Error::Malformed { provider: asked.name.clone(), message })
+            }
+        }
+    }
+
+    /// Tells those who watch that an attempt came to nothing, its text included.
+    fn emit_failed(&self, act: &Act) {
+        let finish = "error".to_owned();
+        self.emit(act.ticket.seq, EventKind::LlmEnd { input: 0, cached: 0, output: 0, micro_usd: None, finish });
+    }
+
+    fn announce_evictions(&self, act: &Act, evicted: &[Change]) {
+        for change in evicted {
             if let Change::PageMeta(page, meta) = change {
                 self.emit(act.ticket.seq, EventKind::PageOut { page: *page, tokens: meta.tokens });
                 let hooks = &self.services().hooks;
@@ -267,59 +415,24 @@ impl Caller {
                 }
             }
         }
-        self.services().metrics.observe_swap_out(call.evicted.len() as u64);
-        self.set_activity(Some(format!("model {}", call.name)));
-        let reply = self.model_reply(act, options, call).await;
-        self.set_activity(None);
-        let outcome = match reply {
-            Ok(reply) => Outcome::Reply(reply),
-            Err(e) => Outcome::Failed(e),
-        };
-        Done { outcome, changes: call.evicted.clone(), ..Done::default() }
-    }
-
-    async fn model_reply(&self, act: &Act, options: &Options, call: &ModelCall) -> Result<Reply, Error> {
-        let results = self.quoted_results(call, act.ticket.request).await?;
-        let usage = self.usage();
-        let left =
-            self.spec().quota.tokens.saturating_sub(usage.tokens_in + usage.tokens_out + u64::from(call.prompt_tokens));
-        let left = u32::try_from(left).unwrap_or(u32::MAX);
-        let request = llm::Request {
-            model: call.model.clone(),
-            agent: self.spec().agent.clone(),
-            index: act.ticket.request,
-            messages: call.messages.clone(),
-            tools: call.tools.clone(),
-            temperature: options.temperature,
-            // A quota that is nearly used up bounds the reply; one far away says nothing.
-            max_tokens: options.max_tokens.map(|m| m.min(left)).or((left < QUOTA_IS_NEAR).then_some(left)),
-            response_schema: call.schema.clone(),
-            results,
-        };
-        let (deltas, mut pieces) = mpsc::unbounded_channel::<String>();
-        let provider = Arc::clone(&call.provider);
-        // TLS and JSON of unknown depth run on a Tokio thread, not on the guest's stack.
-        let mut work = AbortOnDrop(tokio::spawn(async move { provider.generate(request, deltas).await }));
-        while let Some(delta) = pieces.recv().await {
-            self.emit(act.ticket.seq, EventKind::Text { delta });
-        }
-        match (&mut work.0).await {
-            Ok(reply) => reply.map_err(model_error),
-            Err(e) => Err(Error::new(Errno::Io, format!("the provider of `{}` broke: {e}", call.name))),
-        }
+        self.services().metrics.observe_swap_out(evicted.len() as u64);
     }
 
     /// The results of earlier tool calls that the model's script quotes.
     async fn quoted_results(
         &self,
-        call: &ModelCall,
+        asked: &Asked,
         request: u64,
-    ) -> Result<std::collections::HashMap<String, String>, Error> {
+    ) -> Result<std::collections::HashMap<String, String>, llm::Error> {
         let mut results = std::collections::HashMap::new();
-        for id in call.provider.references(&self.spec().agent, request) {
+        for id in asked.provider.references(&self.spec().agent, request) {
             let page = self.pages().tool_call_text(&id);
             if let Some(page) = page {
-                results.insert(id, self.page_text(page).await?);
+                let text = self.page_text(page).await.map_err(|e| llm::Error::Malformed {
+                    provider: asked.name.clone(),
+                    message: format!("the result of `{id}` that it quotes cannot be read: {e}"),
+                })?;
+                results.insert(id, text);
             }
         }
         Ok(results)
@@ -559,6 +672,9 @@ impl Caller {
     }
 }
 
+/// How often a window is made smaller for one model call.
+const MOST_SHRINKS: u32 = 3;
+
 /// With fewer tokens left than this the quota is passed to the provider as the reply's limit.
 const QUOTA_IS_NEAR: u32 = 32_768;
 
@@ -606,9 +722,11 @@ fn model_error(e: llm::Error) -> Error {
             Errno::Invalid
         }
         llm::Error::Status { status: 401 | 403, .. } => Errno::Denied,
-        llm::Error::Status { status: 429 | 500..=599, .. } => Errno::Again,
+        llm::Error::Status { status: 429 | 500..=599, .. } | llm::Error::Open { .. } => Errno::Again,
         llm::Error::Status { .. } => Errno::Invalid,
-        llm::Error::Unreachable { .. } => Errno::Io,
+        llm::Error::TooLong { .. } => Errno::TooLarge,
+        llm::Error::Deadline { .. } => Errno::Timeout,
+        llm::Error::Unreachable { .. } | llm::Error::Local { .. } => Errno::Io,
     };
     Error::new(code, e.to_string())
 }

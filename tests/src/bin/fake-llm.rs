@@ -14,13 +14,16 @@ struct Args {
     /// The agent that it is played for.
     #[arg(long, default_value = "assistant")]
     agent: String,
+    /// Say that the model calls tools by itself.
+    #[arg(long)]
+    native: bool,
 }
 
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "the URL is this program's output")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let server = FakeLlm::start(&args.script, &args.agent).await?;
+    let server = FakeLlm::start_as(&args.script, &args.agent, args.native).await?;
     println!("{}", server.url());
     server.serve().await;
     Ok(())

@@ -2,11 +2,14 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_os_kernel::abi::{Effect, Finish, Message, Reply, TokenUsage, ToolCall, ToolSpec};
-use agent_os_kernel::llm::openai::OpenAi;
-use agent_os_kernel::llm::{Error, Provider as _, Request};
+use agent_os_kernel::config::{Price, ProviderKind};
+use agent_os_kernel::llm::prices::Prices;
+use agent_os_kernel::llm::remote::{Key, Remote, Settings};
+use agent_os_kernel::llm::{Delta, Error, Provider as _, Request};
 use serde_json::{Value, json};
 use system_tests::fake_llm::FakeLlm;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -25,8 +28,22 @@ async fn serve(lines: &str) -> FakeLlm {
     FakeLlm::start(&path, "assistant").await.unwrap()
 }
 
-fn provider(url: &str) -> OpenAi {
-    OpenAi::new("fake", url, Some(KEY.to_owned()), 8192).unwrap()
+/// A provider that offers its tools by constrained output.
+fn provider(url: &str) -> Remote {
+    Remote::new(settings(url)).unwrap()
+}
+
+fn settings(url: &str) -> Settings {
+    let price = Price { input: 3.0, cached: Some(0.3), cache_write: None, output: 15.0 };
+    Settings {
+        name: "fake".to_owned(),
+        kind: ProviderKind::Openai,
+        base_url: url.to_owned(),
+        key: Some(Key::new(KEY.to_owned())),
+        window: 8192,
+        native_tools: Some(false),
+        prices: Arc::new(Prices::new([("fake/priced".to_owned(), price)].into())),
+    }
 }
 
 fn tool(name: &str, input_schema: Value) -> ToolSpec {
@@ -74,12 +91,14 @@ fn answer_calls(window: &mut Vec<Message>, reply: &Reply, run: impl Fn(&ToolCall
     }));
 }
 
-async fn ask(p: &OpenAi, r: Request) -> (Result<Reply, Error>, Vec<String>) {
+async fn ask(p: &Remote, r: Request) -> (Result<Reply, Error>, Vec<String>) {
     let (tx, mut rx) = tokio::sync::mpsc::unbounded_channel();
-    let reply = p.generate(r, tx).await;
+    let reply = p.generate(Arc::new(r), tx).await;
     let mut pieces = Vec::new();
-    while let Some(piece) = rx.recv().await {
-        pieces.push(piece);
+    while let Some(delta) = rx.recv().await {
+        if let Delta::Text(piece) = delta {
+            pieces.push(piece);
+        }
     }
     (reply, pieces)
 }
@@ -148,16 +167,160 @@ async fn each_failure_of_a_server_is_told_apart() {
     assert!(matches!(first("{\"text\":\"a b c d e f\",\"stream_cut\":true}").await, Err(Error::Unreachable { .. })));
     assert!(matches!(first("{\"raw\":\"data: {nonsense\\n\\n\"}").await, Err(Error::Malformed { .. })));
     assert!(matches!(first("{\"raw\":\"\"}").await, Err(Error::Unreachable { .. })));
-    let broken = r#"{"raw":"data: {\"choices\":[{\"delta\":{\"content\":\"{\\\"calls\\\": [{\\\"tool\\\"\"}}]}\n\ndata: {\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n"}"#;
-    let cut = first(broken).await;
-    assert!(
-        matches!(&cut, Err(Error::Malformed { message, .. }) if message.contains("limit of output tokens")),
-        "{cut:?}"
-    );
     let mismatch = first("{\"expect\":\"apples\",\"text\":\"x\"}").await.unwrap_err().to_string();
     assert!(mismatch.contains("400") && mismatch.contains("apples"), "{mismatch}");
     let exhausted = first("").await.unwrap_err().to_string();
     assert!(exhausted.contains("0 replies"), "{exhausted}");
+}
+
+/// A constrained reply that ends in the middle of a call, as a line of a script.
+const CUT_CALL: &str = r#"{"raw":"data: {\"choices\":[{\"delta\":{\"content\":\"{\\\"calls\\\": [{\\\"tool\\\"\"}}]}\n\ndata: {\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n"}"#;
+
+#[tokio::test]
+async fn a_reply_that_cannot_be_used_goes_back_to_the_model() {
+    let twice = |line: &str, last: &str| format!("{line}\n{line}\n{last}\n");
+    let server = serve(&twice(CUT_CALL, r#"{"expect":"cannot be used","text":"better"}"#)).await;
+    let reply = ask(&provider(&server.url()), request(1, vec![user("x")], vec![calc()])).await.0.unwrap();
+    assert_eq!((reply.text.as_str(), reply.finish, server.requests().len()), ("better", Finish::Stop, 3));
+    // Each attempt was paid for.
+    assert!(reply.usage.input > server.requests().len() as u32 * 10);
+    let server = serve(&twice(CUT_CALL, CUT_CALL)).await;
+    let why = ask(&provider(&server.url()), request(1, vec![user("x")], vec![calc()])).await.0.unwrap_err();
+    assert!(matches!(&why, Error::Malformed { message, .. } if message.contains("limit of output tokens")), "{why:?}");
+    assert_eq!(server.requests().len(), 3);
+}
+
+/// A conversation with a tool, by the model's own calls.
+async fn native_conversation(server: &FakeLlm, p: &Remote) -> (Reply, Reply) {
+    let mut window = vec![Message::System { text: "Be brief.".to_owned() }, user("What is six?")];
+    let ask_it = |window: &Vec<Message>, index| Request {
+        model: "priced".to_owned(),
+        ..request(index, window.clone(), vec![calc()])
+    };
+    let first = ask(p, ask_it(&window, 1)).await.0.unwrap();
+    answer_calls(&mut window, &first, |_| r#"{"value":6}"#.to_owned());
+    let (second, pieces) = ask(p, ask_it(&window, 2)).await;
+    let second = second.unwrap();
+    assert_eq!((pieces.join(""), pieces.len() > 1), (second.text.clone(), true), "the answer streams");
+    assert_eq!(server.requests().iter().map(|r| (r.index, r.completed)).collect::<Vec<_>>(), [(1, true), (2, true)]);
+    (first, second)
+}
+
+#[tokio::test]
+async fn native_calls_are_made_on_both_wires_and_priced() {
+    for (kind, header) in [(ProviderKind::Openai, format!("Bearer {KEY}")), (ProviderKind::Anthropic, KEY.to_owned())] {
+        let server = serve(CALL_THEN_ANSWER).await;
+        let p = Remote::new(Settings { kind, native_tools: Some(true), ..settings(&server.url()) }).unwrap();
+        let (first, second) = native_conversation(&server, &p).await;
+        let call = ToolCall { id: "c1".into(), name: "calc__eval".into(), arguments: r#"{"expression":"2*3"}"#.into() };
+        assert_eq!((first.tool_calls.as_slice(), first.finish), ([call].as_slice(), Finish::ToolCalls), "{kind:?}");
+        assert_eq!(first.usage, TokenUsage { input: 50, cached: 40, output: 9, micro_usd: Some(30 + 12 + 135) });
+        assert_eq!((second.text.as_str(), second.finish), ("It is 6, they say.", Finish::Stop));
+        assert_eq!(server.requests()[0].key.as_deref(), Some(header.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_nobody_has_spoken_of_is_asked_whether_it_calls_tools() {
+    for native in [true, false] {
+        let (_dir, path) = script(CALL_THEN_ANSWER);
+        let server = FakeLlm::start_as(&path, "assistant", native).await.unwrap();
+        let p = Remote::new(Settings { native_tools: None, ..settings(&server.url()) }).unwrap();
+        let reply = ask(&p, request(1, vec![user("What is six?")], vec![calc()])).await.0.unwrap();
+        // The script's own id on the wire of native calls, one made up for a constrained one.
+        assert_eq!(reply.tool_calls[0].id, if native { "c1" } else { "call_1" });
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+/// A server that refuses what `refuse` names, and else streams the answer `yes`. It tells what it was sent.
+async fn picky(refuse: fn(&Value) -> Option<(u16, Value)>) -> (String, Arc<std::sync::Mutex<Vec<Value>>>) {
+    use axum::response::IntoResponse as _;
+    let seen: Arc<std::sync::Mutex<Vec<Value>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let answer = move |axum::Json(body): axum::Json<Value>| {
+        let log = Arc::clone(&log);
+        async move {
+            log.lock().unwrap().push(body.clone());
+            if let Some((status, error)) = refuse(&body) {
+                return (axum::http::StatusCode::from_u16(status).unwrap(), axum::Json(error)).into_response();
+            }
+            let constrained = body.pointer("/response_format").is_some();
+            let text = if constrained { r#"{\"answer\":\"yes\"}"# } else { "yes" };
+            let chunk = format!(
+                "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}},\"finish_reason\":\"stop\"}}]}}\n\ndata: [DONE]\n\n"
+            );
+            ([("content-type", "text/event-stream")], chunk).into_response()
+        }
+    };
+    let app = axum::Router::new().route("/v1/chat/completions", axum::routing::post(answer));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (url, seen)
+}
+
+fn complaint(message: &str) -> Value {
+    json!({"error": {"message": message, "type": "invalid_request_error"}})
+}
+
+#[tokio::test]
+async fn what_a_server_refuses_by_one_spelling_is_asked_in_another_and_remembered() {
+    let (url, seen) = picky(|body| {
+        let has = |key: &str| body.get(key).is_some();
+        let no = |message: &str| Some((400, complaint(message)));
+        if has("temperature") {
+            no("Unsupported value: 'temperature' does not support 0.0 with this model.")
+        } else if has("max_tokens") {
+            no("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        } else if has("response_format") {
+            no("response_format json_schema is not supported by this model")
+        } else {
+            None
+        }
+    })
+    .await;
+    let p = provider(&url);
+    for asked in [4, 5] {
+        let reply = ask(&p, request(1, vec![user("x")], vec![calc()])).await.0.unwrap();
+        assert_eq!((reply.text.as_str(), seen.lock().unwrap().len()), ("yes", asked));
+    }
+    assert!(seen.lock().unwrap()[4]["max_completion_tokens"].is_u64());
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_too_long_is_told_apart_and_the_window_is_learned() {
+    let (url, _) = picky(|_| {
+        Some((400, complaint("This model's maximum context length is 3000 tokens. However, you requested 9000.")))
+    })
+    .await;
+    let p = provider(&url);
+    let why = ask(&p, request(1, vec![user("x")], vec![])).await.0.unwrap_err();
+    assert!(matches!(why, Error::TooLong { limit: Some(3000), .. }), "{why:?}");
+    assert_eq!((p.window("m"), p.window("another")), (3000, 8192));
+}
+
+#[tokio::test]
+async fn an_answer_beyond_what_the_window_can_hold_is_cut() {
+    let text = "word ".repeat(100_000);
+    let server = serve(&format!("{}\n", json!({"text": text}))).await;
+    let reply = ask(&provider(&server.url()), request(1, vec![user("x")], vec![])).await.0.unwrap();
+    assert_eq!(reply.finish, Finish::Length);
+    assert!(reply.text.len() < 80_000 && text.starts_with(&reply.text), "{}", reply.text.len());
+}
+
+#[tokio::test]
+async fn an_empty_answer_and_two_answers_have_a_stated_outcome() {
+    let raw = |content: &str| {
+        let chunk = json!({"choices": [{"delta": {"content": content}, "finish_reason": "stop"}]});
+        format!("{}\n", json!({"raw": format!("data: {chunk}\n\ndata: [DONE]\n\n")}))
+    };
+    let server = serve(&raw("  ")).await;
+    let why = ask(&provider(&server.url()), request(1, vec![user("x")], vec![])).await.0.unwrap_err();
+    assert!(matches!(&why, Error::Malformed { message, .. } if message.contains("empty")), "{why:?}");
+    let server = serve(&raw(r#"{"answer":"one"} {"answer":"two"}"#)).await;
+    let reply = ask(&provider(&server.url()), request(1, vec![user("x")], vec![calc()])).await.0.unwrap();
+    assert_eq!(reply.text, "one");
 }
 
 /// Answers one connection with these bytes.
@@ -211,7 +374,7 @@ async fn dropping_the_request_closes_it() {
     let server = serve("{\"text\":\"late\",\"delay_ms\":600000}").await;
     let p = provider(&server.url());
     let (tx, _rx) = tokio::sync::mpsc::unbounded_channel();
-    let mut asking = p.generate(request(1, vec![user("x")], vec![]), tx);
+    let mut asking = p.generate(Arc::new(request(1, vec![user("x")], vec![])), tx);
     // Polled until the server has the request, then dropped.
     while server.requests().is_empty() {
         let waited = tokio::time::timeout(Duration::from_millis(5), &mut asking).await;
@@ -339,7 +502,7 @@ fn look(call: &ToolCall) -> String {
 #[tokio::test]
 async fn a_real_model_answers_the_demos_question_from_two_tool_calls() {
     let Ok(url) = std::env::var("AOK_REAL_LLM_URL") else { return };
-    let model = OpenAi::new("real", &url, None, 8192).unwrap();
+    let model = Remote::new(Settings { key: None, ..settings(&url) }).unwrap();
     // All bundled tools, as the kernel offers them.
     let text = json!({"type": "string"});
     let file = json!({"path": text, "content": text});
