@@ -27,7 +27,8 @@ use crate::tool::{Invocation, Invoke, Report, Session, SessionEnd};
 pub(super) struct ToolStore {
     meter: Meter,
     session: Session,
-    wasi: WasiCtx,
+    /// Made when the guest first asks for it, unless it has rights to carry.
+    wasi: Option<Box<WasiCtx>>,
     table: ResourceTable,
     since_yield: u64,
     fuel_mark: u64,
@@ -36,7 +37,8 @@ pub(super) struct ToolStore {
 
 impl WasiView for ToolStore {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        let ctx = self.wasi.get_or_insert_with(|| Box::new(wasi::without_rights()));
+        WasiCtxView { ctx, table: &mut self.table }
     }
 }
 
@@ -92,7 +94,7 @@ impl ToolImage {
         Ok(Self { engine: engine.clone(), pre, limits })
     }
 
-    fn store(&self, session: Session, wasi: WasiCtx, fuel: u64) -> wasmtime::Result<Store<ToolStore>> {
+    fn store(&self, session: Session, wasi: Option<Box<WasiCtx>>, fuel: u64) -> wasmtime::Result<Store<ToolStore>> {
         let data = ToolStore {
             meter: Meter::new(self.limits),
             session,
@@ -125,8 +127,7 @@ impl ToolImage {
             hint: "`list-tools` must return without files, state or other rights".into(),
         };
         let session = Session::detached(self.limits.log);
-        let wasi = wasi::tool(&Default::default()).map_err(refusal)?;
-        let mut store = self.store(session, wasi, self.limits.fuel).map_err(|e| refusal(e.to_string()))?;
+        let mut store = self.store(session, None, self.limits.fuel).map_err(|e| refusal(e.to_string()))?;
         let listed = self.within_wall(async {
             let instance = self.pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await

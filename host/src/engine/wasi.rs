@@ -35,20 +35,33 @@ pub(crate) fn agent(caller: &Caller) -> WasiCtx {
         .build()
 }
 
-/// The WASI context of one tool call.
+/// The WASI context of a tool call that was granted nothing.
+pub(crate) fn without_rights() -> WasiCtx {
+    tool_builder().build()
+}
+
+fn tool_builder() -> WasiCtxBuilder {
+    let mut builder = WasiCtxBuilder::new();
+    builder.max_random_size(MAX_RANDOM).allow_tcp(false).allow_udp(false);
+    builder
+}
+
+/// The WASI context of one tool call; `None` where no right has to be carried.
 ///
 /// # Errors
 /// The directory that can no longer be opened.
-pub(crate) fn tool(rights: &Rights) -> Result<WasiCtx, String> {
-    let mut builder = WasiCtxBuilder::new();
-    builder.max_random_size(MAX_RANDOM).allow_tcp(false).allow_udp(false);
+pub(crate) fn tool(rights: &Rights) -> Result<Option<Box<WasiCtx>>, String> {
+    if rights.mounts.is_empty() {
+        return Ok(None);
+    }
+    let mut builder = tool_builder();
     for mount in &rights.mounts {
         let perms = if mount.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
         builder
             .preopened_dir(&mount.host, &mount.guest, perms)
             .map_err(|e| format!("the directory {} cannot be opened: {e}", mount.host.display()))?;
     }
-    Ok(builder.build())
+    Ok(Some(Box::new(builder.build())))
 }
 
 /// Time as the agent sees it.

@@ -16,7 +16,7 @@ use crate::llm::Models;
 use crate::metrics::Metrics;
 use crate::process::{Event, EventKind, ProcessSpec, Seq, Usage};
 use crate::storage::{JournalRecord, Store};
-use crate::tool::{ToolExecutor, ToolRegistry, ToolSecurity};
+use crate::tool::{Entry, ToolExecutor, ToolRegistry, ToolSecurity};
 
 /// The subsystems that the path leads to, shared by all processes.
 #[derive(Debug)]
@@ -54,6 +54,14 @@ pub(super) struct Ticket {
     pub(super) request: u64,
 }
 
+/// What a process waits on.
+#[derive(Debug)]
+pub(super) enum Activity {
+    Timer,
+    Model(String),
+    Tool(Arc<Entry>),
+}
+
 /// What is handed out in call order.
 #[derive(Debug)]
 struct Counters {
@@ -80,7 +88,7 @@ struct Inner {
     /// The agent's clock: the instant of its last outcome.
     clock: Arc<AtomicU64>,
     subscribers: Mutex<Vec<UnboundedSender<Event>>>,
-    activity: Mutex<Option<String>>,
+    activity: Mutex<Option<Activity>>,
     stopping: OnceLock<Stop>,
     started: Instant,
     wall_us_before: u64,
@@ -176,10 +184,14 @@ impl Caller {
     /// What the process waits on right now, for people.
     #[must_use]
     pub fn activity(&self) -> Option<String> {
-        lock(&self.0.activity).clone()
+        lock(&self.0.activity).as_ref().map(|what| match what {
+            Activity::Timer => "timer".to_owned(),
+            Activity::Model(name) => format!("model {name}"),
+            Activity::Tool(entry) => format!("tool {}", entry.spec.name),
+        })
     }
 
-    pub(super) fn set_activity(&self, what: Option<String>) {
+    pub(super) fn set_activity(&self, what: Option<Activity>) {
         *lock(&self.0.activity) = what;
     }
 

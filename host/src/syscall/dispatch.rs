@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::path::Act;
-use super::{Caller, Cost, Options, Outcome, PageBrief, Stop, Syscall, UsageBrief, caller::now_ms};
+use super::{Caller, Cost, Options, Outcome, PageBrief, Stop, Syscall, UsageBrief, caller::Activity, caller::now_ms};
 use crate::abi::{Effect, Errno, Error, Finish, Message, Reply, ToolResult, ToolSpec};
 use crate::capability::Rights;
 use crate::context::tokens::Counter;
@@ -227,7 +227,7 @@ impl Caller {
                 self.state(syscall).await
             }
             (Syscall::Sleep { ms }, _) => {
-                self.set_activity(Some("timer".to_owned()));
+                self.set_activity(Some(Activity::Timer));
                 tokio::time::sleep(Duration::from_millis(*ms)).await;
                 self.set_activity(None);
                 Done::default()
@@ -243,13 +243,12 @@ impl Caller {
         Done { cost, ..done }
     }
 
-    async fn call_tool(&self, act: &Act, id: &str, arguments: &str, entry: &Entry, rights: &Rights) -> Done {
-        let name = entry.spec.name.clone();
+    async fn call_tool(&self, act: &Act, id: &str, arguments: &str, entry: &Arc<Entry>, rights: &Rights) -> Done {
         if self.has_subscribers() {
             let arguments = serde_json::from_str(arguments).unwrap_or_default();
-            self.emit(act.ticket.seq, EventKind::ToolStart { id: id.to_owned(), name: name.clone(), arguments });
+            self.emit(act.ticket.seq, EventKind::ToolStart { id: id.to_owned(), name: entry.spec.name.clone(), arguments });
         }
-        self.set_activity(Some(format!("tool {name}")));
+        self.set_activity(Some(Activity::Tool(Arc::clone(entry))));
         let key = format!("{:016x}-{}-{}", self.spec().seed, self.spec().pid, act.ticket.seq);
         let pid = self.spec().pid;
         let left = self.fuel_left();
@@ -324,7 +323,7 @@ impl Caller {
             self.emit(act.ticket.seq, EventKind::LlmStart { model: asked.name.clone(), prompt_tokens });
             self.announce_evictions(act, &fitted.evicted);
             evicted.append(&mut fitted.evicted);
-            self.set_activity(Some(format!("model {}", asked.name)));
+            self.set_activity(Some(Activity::Model(asked.name.clone())));
             let request = self.request(act, options, call, asked, fitted.messages, prompt_tokens).await?;
             match self.attempt(act, asked, request, prompt_tokens).await {
                 Err(llm::Error::TooLong { .. }) if smaller < MOST_SHRINKS => {

@@ -11,7 +11,7 @@ mod path;
 mod step;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 pub use caller::{Caller, Life, Services, now_ms};
@@ -286,8 +286,11 @@ impl Syscall {
             Self::Pin { page, pinned } => json!({ "page": page, "pinned": pinned }),
             Self::SetImportance { page, importance } => json!({ "page": page, "importance": importance }),
             Self::Generate(options) => json!(options),
+            // The commonest call, so it is written without a tree of values in between.
             Self::Call { call, page } => {
-                json!({ "id": call.id, "name": call.name, "arguments": brief(call.arguments.as_bytes()), "page": page })
+                let arguments = brief(call.arguments.as_bytes());
+                let request = CallRequest { id: &call.id, name: &call.name, arguments, page: *page };
+                return serde_json::to_string(&request).unwrap_or_default(); // plain data has a JSON form
             }
             Self::Sleep { ms } => json!({ "ms": ms }),
             Self::Pages | Self::Usage | Self::Available | Self::Step | Self::SelfPid => return String::new(),
@@ -319,13 +322,30 @@ impl Syscall {
     }
 }
 
+/// What identifies a tool call.
+#[derive(Serialize)]
+struct CallRequest<'a> {
+    id: &'a str,
+    name: &'a str,
+    arguments: Brief<'a>,
+    page: bool,
+}
+
+/// A text as it stands in a request.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Brief<'a> {
+    Whole(&'a str),
+    Digest { sha256: String, bytes: usize },
+}
+
 /// Texts up to this many bytes stand in a request as they are, longer ones by digest.
 const BRIEF_BYTES: usize = 512;
 
-fn brief(bytes: &[u8]) -> Value {
+fn brief(bytes: &[u8]) -> Brief<'_> {
     match std::str::from_utf8(bytes) {
-        Ok(text) if bytes.len() <= BRIEF_BYTES => Value::from(text),
-        _ => json!({ "sha256": hex(&Sha256::digest(bytes)), "bytes": bytes.len() }),
+        Ok(text) if bytes.len() <= BRIEF_BYTES => Brief::Whole(text),
+        _ => Brief::Digest { sha256: hex(&Sha256::digest(bytes)), bytes: bytes.len() },
     }
 }
 

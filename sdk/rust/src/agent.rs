@@ -40,6 +40,7 @@ macro_rules! export_agent {
             struct Component;
             impl $crate::generated::agent::exports::agent_os::agent::agent_entry::Guest for Component {
                 fn run(task: $crate::Task) -> ::std::result::Result<String, String> {
+                    $crate::report_panics();
                     <$agent as $crate::Agent>::run(task)
                 }
             }

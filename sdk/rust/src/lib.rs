@@ -67,6 +67,9 @@ mod error;
 #[doc(hidden)]
 pub mod generated;
 pub mod log;
+#[cfg(target_arch = "wasm32")]
+mod memory;
+mod panic;
 pub mod state;
 mod tool;
 
@@ -74,5 +77,7 @@ pub use agent::{Agent, Task, context, llm, process, step, tools};
 pub use error::{Errno, Error, Result};
 pub use tool::{CallContext, Effect, Tool, ToolSpec};
 
+#[doc(hidden)]
+pub use panic::report_panics;
 #[doc(hidden)]
 pub use tool::{dispatch, spec};

@@ -99,6 +99,7 @@ macro_rules! export_tools {
             struct Component;
             impl $crate::generated::plugin::exports::agent_os::plugin::tool_provider::Guest for Component {
                 fn list_tools() -> Vec<$crate::ToolSpec> {
+                    $crate::report_panics();
                     vec![$($crate::spec::<$tool>()),+]
                 }
 
@@ -107,6 +108,7 @@ macro_rules! export_tools {
                     arguments: String,
                     context: $crate::CallContext,
                 ) -> $crate::Result<String> {
+                    $crate::report_panics();
                     $(if name == <$tool as $crate::Tool>::NAME {
                         return $crate::dispatch::<$tool>(&arguments, &context);
                     })+
