@@ -210,7 +210,13 @@ fn hex_pair(byte: u8) -> [u8; 2] {
 }
 
 fn hex(digest: [u8; 32]) -> String {
-    digest.iter().flat_map(|byte| hex_pair(*byte)).map(char::from).collect()
+    let mut text = String::with_capacity(2 * digest.len());
+    for byte in digest {
+        let [high, low] = hex_pair(byte);
+        text.push(char::from(high));
+        text.push(char::from(low));
+    }
+    text
 }
 
 #[cfg(test)]

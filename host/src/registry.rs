@@ -224,7 +224,6 @@ impl Invoke for LazyTools {
                 )),
                 fuel: 0,
                 memory_bytes: 0,
-                duration: std::time::Duration::ZERO,
                 session: SessionEnd::default(),
             },
         };

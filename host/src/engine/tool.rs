@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::component::{Component, ComponentExportIndex, Linker, ResourceTable};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
@@ -17,6 +17,7 @@ use super::{Engine, Refusal, YIELD_INTERVAL, link_refusal, wasi};
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::bindings::tool as world;
 use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
+use crate::bindings::types;
 use crate::process::Pid;
 use crate::quota::Limits;
 use crate::syscall::link::{GuestData, ToolData};
@@ -78,8 +79,17 @@ pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ToolS
 pub struct ToolImage {
     engine: Engine,
     pre: world::ToolPre<ToolStore>,
+    /// `call-tool`. The generated bindings look up every export of an instance, and a call needs one.
+    call: ComponentExportIndex,
     limits: Limits,
 }
+
+/// Parameters and results of `call-tool`.
+type CallParams<'a> = (&'a str, &'a str, &'a tool_provider::CallContext);
+type CallResults = (Result<String, types::Error>,);
+
+/// The interface that tools are called through.
+const PROVIDER: &str = "agent-os:plugin/tool-provider@0.1.0";
 
 impl fmt::Debug for ToolImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -91,10 +101,19 @@ impl ToolImage {
     pub(super) fn new(engine: &Engine, component: &Component, limits: Limits) -> Result<Self, Refusal> {
         let pre =
             engine.0.tools.instantiate_pre(component).and_then(world::ToolPre::new).map_err(|e| link_refusal(&e))?;
-        Ok(Self { engine: engine.clone(), pre, limits })
+        let provider = component.get_export_index(None, PROVIDER);
+        let call = provider.and_then(|p| component.get_export_index(Some(&p), "call-tool"));
+        let call = call.ok_or_else(|| link_refusal(&wasmtime::Error::msg("it exports no `call-tool`")))?;
+        Ok(Self { engine: engine.clone(), pre, call, limits })
     }
 
-    fn store(&self, session: Session, wasi: Option<Box<WasiCtx>>, fuel: u64) -> wasmtime::Result<Store<ToolStore>> {
+    fn store(
+        &self,
+        session: Session,
+        wasi: Option<Box<WasiCtx>>,
+        fuel: u64,
+        began: Instant,
+    ) -> wasmtime::Result<Store<ToolStore>> {
         let data = ToolStore {
             meter: Meter::new(self.limits),
             session,
@@ -102,7 +121,7 @@ impl ToolImage {
             table: ResourceTable::new(),
             since_yield: 0,
             fuel_mark: fuel,
-            deadline: Instant::now() + Duration::from_millis(self.limits.wall_ms),
+            deadline: began + Duration::from_millis(self.limits.wall_ms),
         };
         let mut store = Store::new(&self.engine.0.wasm, data);
         store.limiter(|data| &mut data.meter);
@@ -127,8 +146,9 @@ impl ToolImage {
             hint: "`list-tools` must return without files, state or other rights".into(),
         };
         let session = Session::detached(self.limits.log);
-        let mut store = self.store(session, None, self.limits.fuel).map_err(|e| refusal(e.to_string()))?;
-        let listed = self.within_wall(async {
+        let began = Instant::now();
+        let mut store = self.store(session, None, self.limits.fuel, began).map_err(|e| refusal(e.to_string()))?;
+        let listed = self.within_wall(began, async {
             let instance = self.pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
         });
@@ -138,8 +158,12 @@ impl ToolImage {
 
     /// Runs `call` under the wall limit, whatever it waits on. Most calls end in their first poll, and a
     /// timer wakes Tokio's driver when it is set: so it is set only for a call that does not.
-    async fn within_wall<T>(&self, call: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(self.limits.wall_ms);
+    async fn within_wall<T>(
+        &self,
+        began: Instant,
+        call: impl Future<Output = wasmtime::Result<T>>,
+    ) -> wasmtime::Result<T> {
+        let deadline = tokio::time::Instant::from_std(began + Duration::from_millis(self.limits.wall_ms));
         let mut call = pin!(call);
         let mut timer = None;
         poll_fn(|cx| {
@@ -153,14 +177,14 @@ impl ToolImage {
     }
 
     async fn run(&self, store: &mut Store<ToolStore>, call: &Call) -> wasmtime::Result<Result<String, Error>> {
-        let instance = self.pre.instantiate_async(&mut *store).await?;
+        let instance = self.pre.instance_pre().instantiate_async(&mut *store).await?;
         let context = tool_provider::CallContext {
             caller: call.caller.0,
             deadline_ms: now_ms() + self.limits.wall_ms,
             idempotency_key: call.idempotency_key.clone(),
         };
-        let provider = instance.agent_os_plugin_tool_provider();
-        let result = provider.call_call_tool(store, &call.tool, &call.arguments, &context).await?;
+        let function = instance.get_typed_func::<CallParams<'_>, CallResults>(&mut *store, &self.call)?;
+        let (result,) = function.call_async(store, (&call.tool, &call.arguments, &context)).await?;
         Ok(result.map_err(Error::from))
     }
 }
@@ -178,23 +202,17 @@ impl Invoke for ToolImage {
     async fn invoke(&self, call: Invocation) -> Report {
         let began = Instant::now();
         let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session } = call;
-        let report = |result, fuel, memory_bytes, session| Report {
-            result,
-            fuel,
-            memory_bytes,
-            duration: began.elapsed(),
-            session,
-        };
+        let report = |result, fuel, memory_bytes, session| Report { result, fuel, memory_bytes, session };
         let wasi = match wasi::tool(&rights) {
             Ok(wasi) => wasi,
             Err(message) => return report(Err(Error::new(Errno::Io, message)), 0, 0, SessionEnd::default()),
         };
-        let mut store = match self.store(session, wasi, fuel) {
+        let mut store = match self.store(session, wasi, fuel, began) {
             Ok(store) => store,
             Err(e) => return report(Err(Error::new(Errno::Io, e.to_string())), 0, 0, SessionEnd::default()),
         };
         let call = Call { tool, arguments, caller, idempotency_key };
-        let result = match self.within_wall(self.run(&mut store, &call)).await {
+        let result = match self.within_wall(began, self.run(&mut store, &call)).await {
             Ok(result) => result,
             Err(e) => Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)),
         };

@@ -220,14 +220,18 @@ impl Caller {
         self.0.stopping.get()
     }
 
+    /// What the process has used up to now but for the time, which takes a look at the clock.
+    pub(super) fn used(&self) -> Usage {
+        let counters = lock(&self.0.counters);
+        // A replay starts from 0 and has not yet used again what an earlier life did.
+        Usage { fuel: counters.usage.fuel.max(counters.fuel), ..counters.usage }
+    }
+
     /// What the process has used up to now.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let counters = lock(&self.0.counters);
         let wall = u64::try_from(self.0.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        // A replay starts from 0 and has not yet used again what an earlier life did.
-        let fuel = counters.usage.fuel.max(counters.fuel);
-        Usage { fuel, wall_us: self.0.wall_us_before.saturating_add(wall), ..counters.usage }
+        Usage { wall_us: self.0.wall_us_before.saturating_add(wall), ..self.used() }
     }
 
     pub(super) fn charge(&self, f: impl FnOnce(&mut Usage)) {

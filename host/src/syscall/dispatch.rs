@@ -1,7 +1,7 @@
 //! Stages 3 to 6 and what differs between calls: the only place that knows the subsystems.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -178,7 +178,7 @@ impl Caller {
 
     /// Stage 4: what the call may use at most must fit what is left.
     pub(super) fn quota_reserve(&self, syscall: &Syscall, admitted: &Admitted) -> Result<(), Stop> {
-        let (usage, quota) = (self.usage(), &self.spec().quota);
+        let (usage, quota) = (self.used(), &self.spec().quota);
         let tokens = usage.tokens_in.saturating_add(usage.tokens_out);
         let exceeded = match (syscall, admitted) {
             (Syscall::Call { .. }, _) if usage.tool_calls >= quota.tool_calls => {
@@ -246,7 +246,10 @@ impl Caller {
     async fn call_tool(&self, act: &Act, id: &str, arguments: &str, entry: &Arc<Entry>, rights: &Rights) -> Done {
         if self.has_subscribers() {
             let arguments = serde_json::from_str(arguments).unwrap_or_default();
-            self.emit(act.ticket.seq, EventKind::ToolStart { id: id.to_owned(), name: entry.spec.name.clone(), arguments });
+            self.emit(
+                act.ticket.seq,
+                EventKind::ToolStart { id: id.to_owned(), name: entry.spec.name.clone(), arguments },
+            );
         }
         self.set_activity(Some(Activity::Tool(Arc::clone(entry))));
         let key = format!("{:016x}-{}-{}", self.spec().seed, self.spec().pid, act.ticket.seq);
@@ -628,7 +631,7 @@ impl Caller {
         let metrics = &self.services().metrics;
         match (syscall, &done.outcome) {
             (Syscall::Call { call, .. }, outcome) => {
-                metrics.observe_tool_call(Instant::now());
+                metrics.observe_tool_call(act.began);
                 if !self.has_subscribers() {
                     return;
                 }

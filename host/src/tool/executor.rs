@@ -32,6 +32,9 @@ impl ToolExecutor {
         if !value.is_object() {
             return Err(Error::new(Errno::Invalid, format!("the arguments of `{name}` must be a JSON object")));
         }
+        if tool.validator.is_valid(&value) {
+            return Ok(());
+        }
         tool.validator.validate(&value).map_err(|e| {
             let at = e.instance_path().to_string();
             let at = if at.is_empty() { "/" } else { &at };

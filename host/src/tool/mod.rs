@@ -8,7 +8,6 @@ mod security;
 mod session;
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -50,8 +49,6 @@ pub struct Report {
     pub fuel: u64,
     /// Peak bytes of the instance's memories.
     pub memory_bytes: u64,
-    /// How long it took.
-    pub duration: Duration,
     /// Log lines and state changes, for the caller's transaction.
     pub session: SessionEnd,
 }
