@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::capability::HostGrant;
 use crate::quota::ResourceQuota;
 
 /// A process id. They start at 1 and are never reused; 0 is the kernel itself.
@@ -61,6 +62,9 @@ pub struct ProcessSpec {
     pub task: String,
     /// The directories that its tools may see.
     pub mounts: Vec<Mount>,
+    /// The hosts that its tools may reach; none in a record that an older aok wrote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostGrant>,
     /// Its limits.
     pub quota: ResourceQuota,
     /// Seed of its random sources.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -11,23 +12,31 @@ use serde_json::Value;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use super::egress::{self, Egress};
 use super::limits::{Fall, Meter, classify};
 use super::{Engine, Refusal, YIELD_INTERVAL, link_refusal, wasi};
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::bindings::tool as world;
 use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
+use crate::capability::HostGrant;
 use crate::process::Pid;
 use crate::quota::Limits;
 use crate::syscall::link::{GuestData, ToolData};
 use crate::syscall::now_ms;
 use crate::tool::{Invocation, Invoke, Report, Session, SessionEnd};
 
+/// Files, streams, header lists and the like that one call may hold at once: they are the kernel's memory.
+const MAX_HANDLES: usize = 4_096;
+
 /// The data of a tool's store.
 pub(super) struct ToolStore {
     meter: Meter,
     session: Session,
     wasi: WasiCtx,
+    http: WasiHttpCtx,
+    egress: Egress,
     table: ResourceTable,
     since_yield: u64,
     fuel_mark: u64,
@@ -37,6 +46,12 @@ pub(super) struct ToolStore {
 impl WasiView for ToolStore {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for ToolStore {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
     }
 }
 
@@ -68,6 +83,7 @@ impl ToolData for ToolStore {
 pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ToolStore>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     crate::syscall::link::tool(&mut linker)?;
     Ok(linker)
 }
@@ -92,15 +108,26 @@ impl ToolImage {
         Ok(Self { engine: engine.clone(), pre, limits })
     }
 
-    fn store(&self, session: Session, wasi: WasiCtx, fuel: u64) -> wasmtime::Result<Store<ToolStore>> {
+    fn store(
+        &self,
+        session: Session,
+        wasi: WasiCtx,
+        hosts: Vec<HostGrant>,
+        fuel: u64,
+    ) -> wasmtime::Result<Store<ToolStore>> {
+        let wall = Duration::from_millis(self.limits.wall_ms);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
         let data = ToolStore {
             meter: Meter::new(self.limits),
             session,
             wasi,
-            table: ResourceTable::new(),
+            http: egress::context(),
+            egress: Egress::new(Arc::clone(&self.engine.0.clients), hosts, wall, self.limits.host_calls),
+            table,
             since_yield: 0,
             fuel_mark: fuel,
-            deadline: Instant::now() + Duration::from_millis(self.limits.wall_ms),
+            deadline: Instant::now() + wall,
         };
         let mut store = Store::new(&self.engine.0.wasm, data);
         store.limiter(|data| &mut data.meter);
@@ -126,7 +153,7 @@ impl ToolImage {
         };
         let session = Session::detached(self.limits.log);
         let wasi = wasi::tool(&Default::default()).map_err(refusal)?;
-        let mut store = self.store(session, wasi, self.limits.fuel).map_err(|e| refusal(e.to_string()))?;
+        let mut store = self.store(session, wasi, Vec::new(), self.limits.fuel).map_err(|e| refusal(e.to_string()))?;
         let listed = self.within_wall(async {
             let instance = self.pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
@@ -188,7 +215,7 @@ impl Invoke for ToolImage {
             Ok(wasi) => wasi,
             Err(message) => return report(Err(Error::new(Errno::Io, message)), 0, 0, SessionEnd::default()),
         };
-        let mut store = match self.store(session, wasi, fuel) {
+        let mut store = match self.store(session, wasi, rights.hosts, fuel) {
             Ok(store) => store,
             Err(e) => return report(Err(Error::new(Errno::Io, e.to_string())), 0, 0, SessionEnd::default()),
         };
@@ -198,7 +225,8 @@ impl Invoke for ToolImage {
             Err(e) => Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)),
         };
         let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
-        let data = store.into_data();
+        let mut data = store.into_data();
+        data.egress.report(&mut data.session);
         let ok = result.is_ok();
         report(result, used, data.meter.peak_memory(), data.session.end(ok))
     }
