@@ -272,9 +272,7 @@ impl HostGrant {
     fn covers_address(&self, address: IpAddr) -> bool {
         match &self.target {
             Target::Address(granted) => *granted == address,
-            Target::Network(first, bits) => {
-                first.is_ipv4() == address.is_ipv4() && masked(address, *bits) == *first
-            }
+            Target::Network(first, bits) => first.is_ipv4() == address.is_ipv4() && masked(address, *bits) == *first,
             Target::Name(_) | Target::Below(_) => false,
         }
     }

@@ -291,3 +291,21 @@ pub enum EventKind {
         usage: Usage,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_of_an_older_aok_grants_no_host() {
+        let old = r#"{"pid":1,"ppid":null,"name":"n","agent":"a","digest":"","model":null,"group":"default","nice":0,
+            "task":"t","mounts":[],"quota":{"fuel":1,"tokens":1,"micro_usd":1,"tool_calls":1,"wall_ms":1},"seed":1,
+            "created_ms":1}"#;
+        let spec: ProcessSpec = serde_json::from_str(old).unwrap();
+        assert!(spec.hosts.is_empty());
+        let granted = ProcessSpec { hosts: vec!["[::1]:80".parse().unwrap(), "*.a.example".parse().unwrap()], ..spec };
+        let text = serde_json::to_string(&granted).unwrap();
+        assert!(text.contains(r#""hosts":["[::1]:80","*.a.example"]"#), "{text}");
+        assert_eq!(serde_json::from_str::<ProcessSpec>(&text).unwrap(), granted);
+    }
+}

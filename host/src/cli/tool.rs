@@ -140,7 +140,9 @@ async fn answer(mut lines: Lines, out: &mut Out) -> Result<(), Error> {
 fn failed(tool: &str, pid: u64, error: abi::Error) -> Error {
     let code = Code::of_call(&error);
     let hint = match (code, &error.limit) {
-        (Code::Denied, _) => "grant it: a directory with `--dir PATH` or `--dir PATH:rw`, a host with `--host HOST`".to_owned(),
+        (Code::Denied, _) => {
+            "grant it: a directory with `--dir PATH` or `--dir PATH:rw`, a host with `--host HOST`".to_owned()
+        }
         (Code::Quota, Some(limit)) => more_of(limit),
         (Code::InvalidArguments, _) => format!("`aok tool show {tool}` has the schema"),
         _ => format!("`aok logs {pid}` and `aok audit tail {pid}` show what it did"),

@@ -27,8 +27,7 @@ impl ToolSecurity {
             return true;
         }
         let Rights { mounts, hosts } = self.rights(process, tool);
-        let files =
-            if tool.spec.effect.is_outward() { mounts.iter().any(|m| m.writable) } else { !mounts.is_empty() };
+        let files = if tool.spec.effect.is_outward() { mounts.iter().any(|m| m.writable) } else { !mounts.is_empty() };
         (files || !tool.needs.files) && (!hosts.is_empty() || !tool.needs.network)
     }
 }

@@ -212,13 +212,18 @@ async fn failures_have_their_own_names() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let (hangs_up, _) = server(|mut stream| async move { drop(head(&mut stream).await) }).await;
     let (cut, _) = answers(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf").await;
+    let (greets, _) = server(|mut stream| async move {
+        stream.write_all(b"220 smtp.example ESMTP\r\n\r\n").await.unwrap();
+        std::future::pending::<()>().await;
+    })
+    .await;
     let (nonsense, _) = answers(b"220 smtp.example ESMTP\r\n\r\n").await;
     for (scheme, port, expected) in [
         ("http", closed, &["ConnectionRefused"][..]),
         ("http", hangs_up, &["HttpResponseIncomplete", "ConnectionTerminated"]),
         ("http", cut, &["HttpResponseIncomplete", "ConnectionTerminated"]),
         ("http", nonsense, &["HttpProtocolError"]),
-        ("https", nonsense, &["TlsProtocolError", "ConnectionTerminated", "ConfigurationError"]),
+        ("https", greets, &["TlsProtocolError", "ConnectionTerminated", "ConfigurationError"]),
     ] {
         let mut egress = egress(&[format!("127.0.0.1:{port}")], WALL, 1);
         let ended = named(&get(&mut egress, &format!("{scheme}://127.0.0.1:{port}/")).await);

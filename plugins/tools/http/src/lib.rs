@@ -105,7 +105,9 @@ impl Fetch {
         let url = Url::parse(&self.url)?;
         let method = self.method.unwrap_or(Method::Get);
         if self.body.is_some() && matches!(method, Method::Get | Method::Head) {
-            return Err(Error::invalid("a GET or HEAD request has no body; use another method, or put it into the URL"));
+            return Err(Error::invalid(
+                "a GET or HEAD request has no body; use another method, or put it into the URL",
+            ));
         }
         let mut headers: Vec<(String, String)> = Vec::new();
         for (name, value) in self.headers.unwrap_or_default() {
@@ -184,12 +186,14 @@ mod tests {
         let plain = request(r#"{"url":"http://example.com"}"#).unwrap();
         assert_eq!((plain.method, plain.headers.len(), plain.body), (Method::Get, 1, None));
         assert!(plain.headers[0].1.starts_with("agent-os-kernel/"));
-        for (body, kind) in [("{}", "application/json"), ("[1]", "application/json"), ("a=b", "text/plain; charset=utf-8")]
+        for (body, kind) in
+            [("{}", "application/json"), ("[1]", "application/json"), ("a=b", "text/plain; charset=utf-8")]
         {
             let sent = request(&format!(r#"{{"url":"http://h","method":"POST","body":{body:?}}}"#)).unwrap();
             assert_eq!(sent.header("content-type"), Some(kind), "{body}");
         }
-        let own = r#"{"url":"http://h","method":"PUT","body":"{}","headers":{"Content-Type":"a/b ","USER-AGENT":"me"}}"#;
+        let own =
+            r#"{"url":"http://h","method":"PUT","body":"{}","headers":{"Content-Type":"a/b ","USER-AGENT":"me"}}"#;
         let own = request(own).unwrap();
         assert_eq!((own.header("content-type"), own.header("user-agent")), (Some("a/b"), Some("me")));
         assert_eq!(own.headers.len(), 2);
@@ -231,6 +235,9 @@ mod tests {
             header("set-cookie", b"y"),
             header("x", b"caf\xe9"),
         ]);
-        assert_eq!((all["vary"].as_str(), all["set-cookie"].as_str(), all["x"].as_str()), ("a, b", "x=1, 2\ny", "café"));
+        assert_eq!(
+            (all["vary"].as_str(), all["set-cookie"].as_str(), all["x"].as_str()),
+            ("a, b", "x=1, 2\ny", "café")
+        );
     }
 }

@@ -45,10 +45,9 @@ impl Request {
             _ => return Ok(None),
         };
         let Some(location) = location else { return Ok(None) };
-        let url = self
-            .url
-            .join(location)
-            .map_err(|error| Error::new(error.code, format!("{} redirects to `{location}`: {}", self.url, error.message)))?;
+        let url = self.url.join(location).map_err(|error| {
+            Error::new(error.code, format!("{} redirects to `{location}`: {}", self.url, error.message))
+        })?;
         let mut next = Self { url, ..self.clone() };
         if becomes_get {
             next.method = Method::Get;

@@ -106,7 +106,7 @@ impl Response {
                 Err(StreamError::LastOperationFailed(error)) => {
                     // The host tells it in words only.
                     let words = error.to_debug_string();
-                    return Err(if words.contains("Timeout") {
+                    return Err(if words.contains("timeout") {
                         Error::new(Errno::Timeout, format!("{url} began to answer and then fell silent for too long"))
                     } else {
                         broken("the connection ended before it did")
@@ -182,9 +182,9 @@ impl Url {
             ErrorCode::ConnectionTerminated | ErrorCode::HttpResponseIncomplete => {
                 Error::io(format!("`{authority}` ended the connection before it answered"))
             }
-            ErrorCode::HttpProtocolError => {
-                Error::io(format!("`{authority}` gave something that is no HTTP response; is it https or another port?"))
-            }
+            ErrorCode::HttpProtocolError => Error::io(format!(
+                "`{authority}` gave something that is no HTTP response; is it https or another port?"
+            )),
             ErrorCode::ConfigurationError => Error::io(
                 "this machine cannot make such requests; for https it needs a set of root certificates (ca-certificates)",
             ),
