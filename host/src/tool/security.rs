@@ -9,12 +9,15 @@ use crate::process::ProcessSpec;
 pub struct ToolSecurity;
 
 impl ToolSecurity {
-    /// What a call of `tool` by `process` may reach: a bundled tool sees the directories and reaches
-    /// the hosts that the process was given, a plugin of a directory none of them.
+    /// What a call of `tool` by `process` may reach, of what its code asks for: a bundled tool the
+    /// directories and hosts that the process was given, a plugin of a directory none of them.
     #[must_use]
     pub fn rights(&self, process: &ProcessSpec, tool: &Entry) -> Rights {
         match tool.source {
-            Source::Bundled => Rights { mounts: process.mounts.clone(), hosts: process.hosts.clone() },
+            Source::Bundled => Rights {
+                mounts: if tool.needs.files { process.mounts.clone() } else { Vec::new() },
+                hosts: if tool.needs.network { process.hosts.clone() } else { Vec::new() },
+            },
             Source::Directory => Rights::default(),
         }
     }

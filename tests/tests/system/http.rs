@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
-use crate::support::{PROBE, Ran, STEPPER, World, calls};
+use crate::support::{NETAGENT, PROBE, Ran, STEPPER, World, calls};
 
 /// What a site was asked.
 #[derive(Clone, Debug)]
@@ -274,7 +274,7 @@ fn every_step_of_a_redirect_is_checked() {
         "//example.com/".to_owned(),
     ] {
         let arguments = json!({"url": site.url(&format!("/to/302?{target}"))});
-        fetch(&world, &arguments, &[&site.host()]).refused(3, "denied", &["--host"]);
+        fetch(&world, &arguments, &[&site.host()]).refused(3, "denied", &["--host", "redirects: "]);
         assert_eq!(site.asked().len(), 1, "{target}");
     }
     trap.is_untouched();
@@ -485,7 +485,7 @@ fn an_agent_is_offered_the_tool_only_where_it_has_a_host() {
 }
 
 #[test]
-fn a_plugin_of_a_directory_reaches_nothing_and_neither_does_an_agent() {
+fn a_plugin_of_a_directory_reaches_nothing() {
     let (world, trap) = (World::new(), Trap::set());
     let component = Path::new(PROBE).with_file_name("http.wasm");
     std::fs::copy(component, world.plugins().join("web.wasm")).unwrap();
@@ -494,6 +494,16 @@ fn a_plugin_of_a_directory_reaches_nothing_and_neither_does_an_agent() {
     let ran = world.run(&["tool", "call", "web__fetch", &arguments, "--host", &here, "--json"]);
     ran.refused(3, "denied", &[&here]);
     trap.is_untouched();
+}
+
+#[test]
+fn an_agent_that_asks_for_the_network_itself_is_refused() {
+    let world = World::new();
+    world.install(NETAGENT);
+    let plugins = world.run(&["plugin", "ls", "--json"]).exits(0).lines();
+    let plugin = plugins.iter().find(|p| p["name"] == "netagent").unwrap();
+    assert_eq!(plugin["diagnosis"]["code"], "unknown_import", "{plugin}");
+    assert!(plugin["diagnosis"]["message"].as_str().unwrap().contains("wasi:http/"), "{plugin}");
 }
 
 #[test]

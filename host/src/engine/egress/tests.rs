@@ -94,7 +94,7 @@ async fn what_is_granted_is_reached_and_nothing_else_is() {
         ("127.0.0.1".to_owned(), format!("http://127.0.0.1:{other}/"), "HttpRequestDenied"),
         ("example.com".to_owned(), "http://169.254.169.254/latest".to_owned(), "HttpRequestDenied"),
     ] {
-        let mut egress = egress(&[grant.clone()], WALL, 10);
+        let mut egress = egress(std::slice::from_ref(&grant), WALL, 10);
         assert_eq!(named(&get(&mut egress, &uri).await), expected, "{grant}, {uri}");
         let told = refusals(&egress);
         assert_eq!(told.len(), usize::from(expected.starts_with('H')), "{told:?}");

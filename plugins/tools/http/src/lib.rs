@@ -87,8 +87,14 @@ impl Tool for Fetch {
 
     fn call(self, _: &CallContext) -> Result<Fetched> {
         let mut request = self.request()?;
+        let first = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let response = request.send()?;
+            let response = request.send().map_err(|error| {
+                if request.url == first {
+                    return error;
+                }
+                Error::new(error.code, format!("{first} redirects: {}", error.message))
+            })?;
             match request.redirected(response.status, response.header("location").as_deref())? {
                 Some(next) => request = next,
                 None => return fetched(&request.url, response),
