@@ -1,18 +1,20 @@
 //! The bundled `http` tool and the way out: what `--host` grants is reached, and nothing else is.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use agent_os_kernel::kernel::{Kernel, SpawnRequest};
+use agent_os_kernel::process::Exit;
 use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
-use crate::support::{NETAGENT, PROBE, Ran, STEPPER, World, calls};
+use crate::support::{NETAGENT, PATIENCE, PROBE, Ran, STEPPER, World, calls};
 
 /// What a site was asked.
 #[derive(Clone, Debug)]
@@ -504,6 +506,38 @@ fn an_agent_that_asks_for_the_network_itself_is_refused() {
     let plugin = plugins.iter().find(|p| p["name"] == "netagent").unwrap();
     assert_eq!(plugin["diagnosis"]["code"], "unknown_import", "{plugin}");
     assert!(plugin["diagnosis"]["message"].as_str().unwrap().contains("wasi:http/"), "{plugin}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_process_hangs_up() {
+    let world = World::new();
+    world.install(STEPPER);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap().to_string();
+    let kernel = Kernel::builder(world.data()).plugin_dir(world.plugins()).start().await.unwrap();
+    let arguments = json!({ "url": format!("http://{here}/") });
+    let request = SpawnRequest {
+        agent: "stepper".into(),
+        task: json!([{"op": "call", "name": "http__fetch", "arguments": arguments}]).to_string(),
+        model: Some(world.script(&[])),
+        hosts: vec![here.parse().unwrap()],
+        ..SpawnRequest::default()
+    };
+    let (pid, _events) = kernel.spawn(request).await.unwrap();
+    let served = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut head = [0; 1024];
+        let read = stream.read(&mut head).unwrap();
+        (stream, String::from_utf8_lossy(&head[..read]).into_owned())
+    });
+    let (mut stream, head) = served.await.unwrap();
+    assert!(head.starts_with("GET / HTTP/1.1\r\n"), "{head}");
+    kernel.kill(pid, "the test wants it").await.unwrap();
+    assert_eq!(kernel.wait(pid).await.unwrap(), Exit::Killed("the test wants it".into()));
+    let rest = tokio::task::spawn_blocking(move || stream.read(&mut [0; 1024]).map_err(|e| e.kind()));
+    assert!(matches!(rest.await.unwrap(), Ok(0) | Err(ErrorKind::ConnectionReset)), "the connection is open");
+    kernel.shutdown().await;
 }
 
 #[test]
