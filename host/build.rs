@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use guest_build::Build;
 use sha2::{Digest as _, Sha256};
 
-const BUNDLED: [&str; 3] = ["assistant", "calc", "fs"];
+const BUNDLED: [&str; 4] = ["assistant", "calc", "fs", "http"];
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the host crate is in the workspace's folder")?;

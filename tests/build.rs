@@ -25,6 +25,7 @@ fn main() -> Result<()> {
     };
     let mut guests = guest_build::build(&build)?;
     guests.push(by_hand(root, &sources.join("tables.wat"), &out)?);
+    guests.push(as_it_is(&sources.join("netagent.wat"), &out)?);
     guest_build::print_rerun_directives(&build)?;
     println!("cargo:rerun-if-changed=build.rs");
     // A new folder there is a new guest.
@@ -60,6 +61,14 @@ fn by_hand(root: &Path, wat: &Path, out: &Path) -> Result<Guest> {
     let name = wat.file_stem().context("a guest has a name")?.to_string_lossy().into_owned();
     let component = out.join(format!("{name}.wasm"));
     guest_build::write_if_changed(&component, &guest_build::encode(&module)?)?;
+    Ok(Guest { name, component })
+}
+
+/// A guest that is a whole component in text.
+fn as_it_is(wat: &Path, out: &Path) -> Result<Guest> {
+    let name = wat.file_stem().context("a guest has a name")?.to_string_lossy().into_owned();
+    let component = out.join(format!("{name}.wasm"));
+    guest_build::write_if_changed(&component, &wat::parse_file(wat)?)?;
     Ok(Guest { name, component })
 }
 

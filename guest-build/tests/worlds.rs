@@ -54,6 +54,11 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
     ),
     ("hog", AGENT, &[]),
     ("hostile", TOOL, &[TYPES, LOG, STATE]),
+    (
+        "http",
+        TOOL,
+        &[TYPES, "wasi:io/error", "wasi:io/poll", "wasi:io/streams", "wasi:http/types", "wasi:http/outgoing-handler"],
+    ),
     ("kvagent", AGENT, &[TYPES, STATE]),
     ("probe", TOOL, &[TYPES, STATE]),
     ("spinner", AGENT, &[]),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::capability::HostGrant;
 use crate::quota::ResourceQuota;
 
 /// A process id. They start at 1 and are never reused; 0 is the kernel itself.
@@ -61,6 +62,9 @@ pub struct ProcessSpec {
     pub task: String,
     /// The directories that its tools may see.
     pub mounts: Vec<Mount>,
+    /// The hosts that its tools may reach; none in a record that an older aok wrote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostGrant>,
     /// Its limits.
     pub quota: ResourceQuota,
     /// Seed of its random sources.
@@ -286,4 +290,22 @@ pub enum EventKind {
         /// What the process used.
         usage: Usage,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_of_an_older_aok_grants_no_host() {
+        let old = r#"{"pid":1,"ppid":null,"name":"n","agent":"a","digest":"","model":null,"group":"default","nice":0,
+            "task":"t","mounts":[],"quota":{"fuel":1,"tokens":1,"micro_usd":1,"tool_calls":1,"wall_ms":1},"seed":1,
+            "created_ms":1}"#;
+        let spec: ProcessSpec = serde_json::from_str(old).unwrap();
+        assert!(spec.hosts.is_empty());
+        let granted = ProcessSpec { hosts: vec!["[::1]:80".parse().unwrap(), "*.a.example".parse().unwrap()], ..spec };
+        let text = serde_json::to_string(&granted).unwrap();
+        assert!(text.contains(r#""hosts":["[::1]:80","*.a.example"]"#), "{text}");
+        assert_eq!(serde_json::from_str::<ProcessSpec>(&text).unwrap(), granted);
+    }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use crate::abi::{Errno, Error, ToolSpec};
+use crate::capability::Needs;
 use crate::engine::{self, AgentImage, Engine, Image, Refusal, ToolImage};
 use crate::quota::Limits;
 use crate::tool::{Entry, Invocation, Invoke, Report, SessionEnd, Source, ToolRegistry, full_name};
@@ -116,7 +117,7 @@ impl Component {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Known {
     Agent,
-    Tools { specs: Vec<ToolSpec>, needs_files: bool },
+    Tools { specs: Vec<ToolSpec>, needs: Needs },
 }
 
 /// A plugin, loaded or refused.
@@ -291,10 +292,10 @@ impl Registry {
                 let agent = Agent { name: name.clone(), digest, source, lazy };
                 self.agents.write().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), agent);
             }
-            Ok(Known::Tools { specs, needs_files }) => {
+            Ok(Known::Tools { specs, needs }) => {
                 let code: Arc<dyn Invoke> =
                     Arc::new(LazyTools { lazy: self.lazy(&digest, component, self.limits), counts });
-                match self.entries(name, source, specs, needs_files, &code) {
+                match self.entries(name, source, specs, needs, &code) {
                     Ok(entries) => {
                         record.tools = entries.iter().map(|e| e.spec.name.clone()).collect();
                         if let Err((taken, owner)) = tools.add(entries) {
@@ -322,7 +323,7 @@ impl Registry {
         plugin: &str,
         source: Source,
         specs: Vec<ToolSpec>,
-        needs_files: bool,
+        needs: Needs,
         code: &Arc<dyn Invoke>,
     ) -> Result<Vec<Entry>, Fault> {
         let entry = |spec: ToolSpec| {
@@ -336,7 +337,7 @@ impl Registry {
                 plugin: plugin.to_owned(),
                 tool: spec.name.clone(),
                 source,
-                needs_files,
+                needs,
                 limits: self.limits,
                 code: Arc::clone(code),
                 spec: ToolSpec { name: full_name(plugin, &spec.name), ..spec },
@@ -353,7 +354,7 @@ impl Registry {
         }
         let known = match self.loader.load(digest, component.bytes(), self.limits).await? {
             Image::Agent(_) => Known::Agent,
-            Image::Tools(_, specs, needs_files) => Known::Tools { specs, needs_files },
+            Image::Tools(_, specs, needs) => Known::Tools { specs, needs },
         };
         if let (Some(path), Ok(text)) = (path, serde_json::to_vec(&known)) {
             // Losing this only means asking the component again.

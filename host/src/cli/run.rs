@@ -9,6 +9,7 @@ use super::input;
 use super::out::Out;
 use super::progress::Progress;
 use super::session::{Session, Signals};
+use crate::capability::HostGrant;
 use crate::process::{Event, EventKind, Mount, Pid};
 use crate::quota::ResourceQuota;
 use crate::server::Lines;
@@ -30,6 +31,9 @@ pub(super) struct Args {
     /// Directory for the agent's tools, by its last name; read-only without `:rw`
     #[arg(long = "dir", value_name = "PATH[:rw]", value_parser = input::mount)]
     dirs: Vec<Mount>,
+    /// Host that the agent's tools may reach: HOST, HOST:PORT, *.DOMAIN, an IP address or a network
+    #[arg(long = "host", value_name = "HOST")]
+    hosts: Vec<HostGrant>,
     /// Name of the process, for people
     #[arg(long)]
     name: Option<String>,
@@ -55,7 +59,7 @@ pub(super) struct Args {
     #[arg(
         long,
         value_name = "PID",
-        conflicts_with_all = ["agent", "task", "model", "dirs", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
+        conflicts_with_all = ["agent", "task", "model", "dirs", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
     )]
     resume: Option<u64>,
 }
@@ -79,6 +83,7 @@ impl Args {
             group: self.group,
             nice: self.nice,
             mounts: input::distinct(self.dirs)?,
+            hosts: self.hosts,
             quota: ResourceQuota {
                 fuel: self.max_fuel.unwrap_or(standard.fuel),
                 tokens: self.max_tokens.unwrap_or(standard.tokens),
@@ -223,6 +228,10 @@ mod tests {
             "0.5",
             "--timeout",
             "2s",
+            "--host",
+            "example.com",
+            "--host",
+            "[::1]:80",
         ]);
         let quota = ResourceQuota { fuel: 7, tokens: 8, micro_usd: 500_000, wall_ms: 2_000, ..ResourceQuota::STANDARD };
         let expected = Spawn {
@@ -233,6 +242,7 @@ mod tests {
             group: Some("g".into()),
             nice: -5,
             mounts: vec![],
+            hosts: vec!["example.com".parse().unwrap(), "[::1]:80".parse().unwrap()],
             quota,
         };
         assert_eq!(s, expected);
@@ -250,6 +260,8 @@ mod tests {
             &["--task", "x", "--timeout", "5"],
             &["--task", "x", "--max-usd", "-1"],
             &["--task", "x", "--dir", "/nowhere/at/all"],
+            &["--task", "x", "--host", "http://example.com"],
+            &["--resume", "3", "--host", "example.com"],
             &["--task", "x", "--resume", "3"],
             &["--resume", "3", "--nice", "1"],
             &["helper", "--resume", "3"],

@@ -7,6 +7,7 @@ use super::input;
 use super::out::{Column, Out};
 use super::session::{Session, Signals};
 use crate::abi;
+use crate::capability::HostGrant;
 use crate::kernel::info::ToolInfo;
 use crate::process::Mount;
 use crate::server::Lines;
@@ -39,6 +40,9 @@ enum Command {
         /// Directory that the tool may see, by its last name; read-only without `:rw`
         #[arg(long = "dir", value_name = "PATH[:rw]", value_parser = input::mount)]
         dirs: Vec<Mount>,
+        /// Host that the tool may reach: HOST, HOST:PORT, *.DOMAIN, an IP address or a network
+        #[arg(long = "host", value_name = "HOST")]
+        hosts: Vec<HostGrant>,
     },
 }
 
@@ -70,9 +74,9 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
             }
             Ok(())
         }
-        Command::Call { name, arguments, dirs } => {
-            let request =
-                Request::ToolCall { name, arguments: input::json(arguments)?, mounts: input::distinct(dirs)? };
+        Command::Call { name, arguments, dirs, hosts } => {
+            let (arguments, mounts) = (input::json(arguments)?, input::distinct(dirs)?);
+            let request = Request::ToolCall { name, arguments, mounts, hosts };
             call(request, session, out).await
         }
     }
@@ -136,7 +140,9 @@ async fn answer(mut lines: Lines, out: &mut Out) -> Result<(), Error> {
 fn failed(tool: &str, pid: u64, error: abi::Error) -> Error {
     let code = Code::of_call(&error);
     let hint = match (code, &error.limit) {
-        (Code::Denied, _) => "grant it, for a directory with `--dir PATH` or `--dir PATH:rw`".to_owned(),
+        (Code::Denied, _) => {
+            "grant it: a directory with `--dir PATH` or `--dir PATH:rw`, a host with `--host HOST`".to_owned()
+        }
         (Code::Quota, Some(limit)) => more_of(limit),
         (Code::InvalidArguments, _) => format!("`aok tool show {tool}` has the schema"),
         _ => format!("`aok logs {pid}` and `aok audit tail {pid}` show what it did"),
@@ -190,6 +196,7 @@ mod tests {
     async fn errors_exit_by_their_kind_and_name_the_way_out() {
         for (error, exit, word) in [
             (abi::Error::new(Errno::Denied, "m"), 3, "--dir"),
+            (abi::Error::new(Errno::Denied, "m"), 3, "--host"),
             (abi::Error::limit("fuel", "m"), 4, "`fuel` under `[limits]`"),
             (abi::Error::limit("wall", "m"), 4, "`wall_ms`"),
             (abi::Error::new(Errno::Invalid, "m"), 2, "aok tool show calc__eval"),

@@ -4,6 +4,8 @@
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use crate::capability::Needs;
+
 /// The role of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -17,8 +19,8 @@ pub(crate) enum Role {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) role: Role,
-    /// Whether it asks for files.
-    pub(crate) needs_files: bool,
+    /// What it asks for.
+    pub(crate) needs: Needs,
 }
 
 /// Why a component is refused before it is run.
@@ -32,7 +34,9 @@ pub(crate) struct Refusal {
 const TOOL: &str = "agent-os:plugin/tool-provider@0.1.0";
 const AGENT: &str = "agent-os:agent/agent-entry@0.1.0";
 const KNOWN: [&str; 3] = ["agent-os:", "wasi:io/", "wasi:cli/"];
-const KNOWN_WASI: [&str; 4] = ["wasi:clocks/", "wasi:filesystem/", "wasi:random/", "wasi:sockets/"];
+const HTTP: &str = "wasi:http/";
+const FILES: &str = "wasi:filesystem/";
+const KNOWN_WASI: [&str; 5] = ["wasi:clocks/", FILES, "wasi:random/", "wasi:sockets/", HTTP];
 
 /// Reads the facts of a component, or why it cannot be used.
 pub(crate) fn facts(engine: &Engine, component: &Component) -> Result<Facts, Refusal> {
@@ -53,7 +57,15 @@ pub(crate) fn facts(engine: &Engine, component: &Component) -> Result<Facts, Ref
             hint: "build it against the `agent-os:plugin` or `agent-os:agent` world alone, plus WASI 0.2".into(),
         });
     }
-    Ok(Facts { role, needs_files: imports.iter().any(|i| i.starts_with("wasi:filesystem/")) })
+    let asks_for = |package: &str| imports.iter().find(|i| i.starts_with(package));
+    if let Some(name) = asks_for(HTTP).filter(|_| role == Role::Agent) {
+        return Err(Refusal {
+            code: "unknown_import",
+            message: format!("it is an agent and imports `{name}`; an agent must be a function of its journal"),
+            hint: "let it call a tool for that".into(),
+        });
+    }
+    Ok(Facts { role, needs: Needs { files: asks_for(FILES).is_some(), network: asks_for(HTTP).is_some() } })
 }
 
 fn is_known(import: &str) -> bool {

@@ -6,6 +6,7 @@
 mod agent;
 mod cache;
 mod config;
+mod egress;
 mod image;
 mod limits;
 mod tool;
@@ -24,6 +25,7 @@ pub(crate) use image::{Refusal, Role};
 pub use tool::ToolImage;
 
 use crate::abi::ToolSpec;
+use crate::capability::Needs;
 use crate::quota::Limits;
 
 /// Fuel between two yields of a guest. One poll of a process runs at most this much.
@@ -41,6 +43,8 @@ struct Inner {
     cache: cache::CodeCache,
     tools: Linker<tool::ToolStore>,
     agents: Linker<agent::AgentStore>,
+    /// Who makes the requests of tools.
+    clients: Arc<egress::Clients>,
     pooling: bool,
     ticking: Arc<AtomicBool>,
 }
@@ -61,7 +65,7 @@ impl Drop for Inner {
 #[derive(Debug)]
 pub(crate) enum Image {
     /// A tool plugin with the tools that it lists, names as the plugin gives them.
-    Tools(Arc<ToolImage>, Vec<ToolSpec>, bool),
+    Tools(Arc<ToolImage>, Vec<ToolSpec>, Needs),
     /// An agent.
     Agent(Arc<AgentImage>),
 }
@@ -87,7 +91,7 @@ impl Engine {
         let agents = agent::linker(&wasm).map_err(|e| format!("{e:#}"))?;
         let ticking = Arc::new(AtomicBool::new(true));
         tick(&wasm, Arc::clone(&ticking)).map_err(|e| format!("the epoch ticker: {e}"))?;
-        Ok(Self(Arc::new(Inner { wasm, cache, tools, agents, pooling, ticking })))
+        Ok(Self(Arc::new(Inner { wasm, cache, tools, agents, clients: Arc::default(), pooling, ticking })))
     }
 
     /// Compiles (or loads) a component, tells its role and, for a tool, asks for its tools.
@@ -116,7 +120,7 @@ impl Engine {
             Role::Tool => {
                 let image = ToolImage::new(self, &component, limits)?;
                 let specs = image.list_tools().await?;
-                Ok(Image::Tools(Arc::new(image), specs, facts.needs_files))
+                Ok(Image::Tools(Arc::new(image), specs, facts.needs))
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -11,18 +12,24 @@ use serde_json::Value;
 use wasmtime::component::{Component, ComponentExportIndex, Linker, ResourceTable};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use super::egress::{self, Egress};
 use super::limits::{Fall, Meter, classify};
 use super::{Engine, Refusal, YIELD_INTERVAL, link_refusal, wasi};
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::bindings::tool as world;
 use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
 use crate::bindings::types;
+use crate::capability::HostGrant;
 use crate::process::Pid;
 use crate::quota::Limits;
 use crate::syscall::link::{GuestData, ToolData};
 use crate::syscall::now_ms;
 use crate::tool::{Invocation, Invoke, Report, Session, SessionEnd};
+
+/// Files, streams, header lists and the like that one call may hold at once: they are the kernel's memory.
+const MAX_HANDLES: usize = 4_096;
 
 /// The data of a tool's store.
 pub(super) struct ToolStore {
@@ -30,6 +37,8 @@ pub(super) struct ToolStore {
     session: Session,
     /// Made when the guest first asks for it, unless it has rights to carry.
     wasi: Option<Box<WasiCtx>>,
+    http: WasiHttpCtx,
+    egress: Egress,
     table: ResourceTable,
     since_yield: u64,
     fuel_mark: u64,
@@ -40,6 +49,12 @@ impl WasiView for ToolStore {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let ctx = self.wasi.get_or_insert_with(|| Box::new(wasi::without_rights()));
         WasiCtxView { ctx, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for ToolStore {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
     }
 }
 
@@ -71,6 +86,7 @@ impl ToolData for ToolStore {
 pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ToolStore>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     crate::syscall::link::tool(&mut linker)?;
     Ok(linker)
 }
@@ -111,17 +127,23 @@ impl ToolImage {
         &self,
         session: Session,
         wasi: Option<Box<WasiCtx>>,
+        hosts: Vec<HostGrant>,
         fuel: u64,
         began: Instant,
     ) -> wasmtime::Result<Store<ToolStore>> {
+        let wall = Duration::from_millis(self.limits.wall_ms);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
         let data = ToolStore {
             meter: Meter::new(self.limits),
             session,
             wasi,
-            table: ResourceTable::new(),
+            http: egress::context(),
+            egress: Egress::new(Arc::clone(&self.engine.0.clients), hosts, wall, self.limits.host_calls),
+            table,
             since_yield: 0,
             fuel_mark: fuel,
-            deadline: began + Duration::from_millis(self.limits.wall_ms),
+            deadline: began + wall,
         };
         let mut store = Store::new(&self.engine.0.wasm, data);
         store.limiter(|data| &mut data.meter);
@@ -147,7 +169,8 @@ impl ToolImage {
         };
         let session = Session::detached(self.limits.log);
         let began = Instant::now();
-        let mut store = self.store(session, None, self.limits.fuel, began).map_err(|e| refusal(e.to_string()))?;
+        let mut store =
+            self.store(session, None, Vec::new(), self.limits.fuel, began).map_err(|e| refusal(e.to_string()))?;
         let listed = self.within_wall(began, async {
             let instance = self.pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
@@ -207,7 +230,7 @@ impl Invoke for ToolImage {
             Ok(wasi) => wasi,
             Err(message) => return report(Err(Error::new(Errno::Io, message)), 0, 0, SessionEnd::default()),
         };
-        let mut store = match self.store(session, wasi, fuel, began) {
+        let mut store = match self.store(session, wasi, rights.hosts, fuel, began) {
             Ok(store) => store,
             Err(e) => return report(Err(Error::new(Errno::Io, e.to_string())), 0, 0, SessionEnd::default()),
         };
@@ -217,7 +240,8 @@ impl Invoke for ToolImage {
             Err(e) => Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)),
         };
         let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
-        let data = store.into_data();
+        let mut data = store.into_data();
+        data.egress.report(&mut data.session);
         let ok = result.is_ok();
         report(result, used, data.meter.peak_memory(), data.session.end(ok))
     }

@@ -14,6 +14,7 @@ use super::info::CallReport;
 use super::{End, Error, Kernel, Live, Process, SpawnRequest, lock};
 use crate::abi::{Errno, ToolCall};
 use crate::audit::Chain;
+use crate::capability::{HostGrant, Rights};
 use crate::context::tokens::Counter;
 use crate::context::{NewPage, PageManager};
 use crate::engine::{AgentImage, Ended};
@@ -33,6 +34,9 @@ const HEAD_PAGES: u64 = 3;
 /// Longest task and name, in bytes.
 const MAX_TASK: usize = 1 << 20;
 const MAX_NAME: usize = 128;
+
+/// Most hosts that are granted to a process; each request is held against all of them.
+const MAX_HOSTS: usize = 1_000;
 
 impl Kernel {
     /// Spawns a process; when this returns it is durable and runnable. The receiver gets all its
@@ -62,6 +66,7 @@ impl Kernel {
             nice: request.nice,
             task: request.task,
             mounts: request.mounts,
+            hosts: request.hosts,
             quota: request.quota,
             seed: rand::random(),
             created_ms: now_ms(),
@@ -197,11 +202,11 @@ impl Kernel {
         Ok(self.0.services.store.sync(pid).await?)
     }
 
-    /// Calls a tool as a client process of its own: journaled and audited.
+    /// Calls a tool as a client process of its own, with the rights given: journaled and audited.
     ///
     /// # Errors
     /// [`Error::UnknownTool`], [`Error::AmbiguousTool`], a failing store. A failing tool is a report.
-    pub async fn call_tool(&self, name: &str, arguments: &str, mounts: Vec<Mount>) -> Result<CallReport, Error> {
+    pub async fn call_tool(&self, name: &str, arguments: &str, rights: Rights) -> Result<CallReport, Error> {
         let owner = self.owner()?;
         let tool = self.tool(name)?.name;
         let pid = Pid(owner.next_pid.fetch_add(1, Ordering::Relaxed));
@@ -215,7 +220,8 @@ impl Kernel {
             group: "default".to_owned(),
             nice: 0,
             task: tool.clone(),
-            mounts,
+            mounts: rights.mounts,
+            hosts: rights.hosts,
             quota: ResourceQuota::STANDARD,
             seed: rand::random(),
             created_ms: now_ms(),
@@ -329,7 +335,7 @@ impl Kernel {
             .collect();
         let tools = serde_json::to_string(&offered).map_err(|e| Error::Engine(e.to_string()))?;
         let head = [
-            (PageKind::System, system_text(&spec.mounts)),
+            (PageKind::System, system_text(&spec.mounts, &spec.hosts)),
             (PageKind::Tools, tools),
             (PageKind::Task, spec.task.clone()),
         ];
@@ -522,6 +528,12 @@ fn check_request(request: &SpawnRequest) -> Result<(), Error> {
             return invalid(format!("a limit of 0 {name} allows nothing: give a positive number"));
         }
     }
+    if request.hosts.len() > MAX_HOSTS {
+        return invalid(format!(
+            "{} hosts are granted, the most is {MAX_HOSTS}: grant a network or `*.DOMAIN`",
+            request.hosts.len()
+        ));
+    }
     let mut names = BTreeMap::new();
     for mount in &request.mounts {
         if let Some(other) = names.insert(&mount.guest, &mount.host) {
@@ -541,11 +553,13 @@ fn check_request(request: &SpawnRequest) -> Result<(), Error> {
 
 /// What opens every agent's window: what the kernel knows and the model cannot. How to call tools is
 /// the provider's to say, and a small model follows a short head better.
-fn system_text(mounts: &[Mount]) -> String {
-    if mounts.is_empty() {
-        return "Directories: none.".to_owned();
-    }
+fn system_text(mounts: &[Mount], hosts: &[HostGrant]) -> String {
+    let list = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let mode = |m: &Mount| if m.writable { "read and write" } else { "read-only" };
-    let names: Vec<_> = mounts.iter().map(|m| format!("{} ({})", m.guest, mode(m))).collect();
-    format!("Directories: {}.", names.join(", "))
+    let mut text =
+        format!("Directories: {}.", list(mounts.iter().map(|m| format!("{} ({})", m.guest, mode(m))).collect()));
+    if !hosts.is_empty() {
+        text.push_str(&format!("\nHosts: {}.", list(hosts.iter().map(ToString::to_string).collect())));
+    }
+    text
 }

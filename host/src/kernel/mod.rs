@@ -16,6 +16,7 @@ pub use builder::Builder;
 pub use error::Error;
 
 use crate::audit::Chain;
+use crate::capability::HostGrant;
 use crate::hook::{Hook, HookEvent, Verdict};
 use crate::process::{Exit, Mount, Pid};
 use crate::quota::ResourceQuota;
@@ -41,6 +42,8 @@ pub struct SpawnRequest {
     pub nice: i8,
     /// Directories for its tools.
     pub mounts: Vec<Mount>,
+    /// Hosts that its tools may reach.
+    pub hosts: Vec<HostGrant>,
     /// Limits.
     pub quota: ResourceQuota,
 }

@@ -15,8 +15,9 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 use serde::Serialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::capability::Rights;
 use crate::kernel::Kernel;
-use crate::process::{Event, EventKind, Mount, Pid};
+use crate::process::{Event, EventKind, Pid};
 use error::ApiError;
 use wire::{CallLine, LogLine, MetricsLine, Request};
 
@@ -52,10 +53,10 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::Logs { pid, follow } => log_lines(kernel.clone(), pid, follow).await,
         Request::ToolLs {} => list(kernel.tools()),
         Request::ToolShow { name } => list(vec![kernel.tool(&name)?]),
-        Request::ToolCall { name, arguments, mounts } => {
+        Request::ToolCall { name, arguments, mounts, hosts } => {
             // Refused before it begins where the name leads nowhere.
             let name = kernel.tool(&name)?.name;
-            Ok(call_line(kernel.clone(), name, arguments, mounts))
+            Ok(call_line(kernel.clone(), name, arguments, Rights { mounts, hosts }))
         }
         Request::PluginLs {} => list(kernel.plugins()),
         Request::AgentLs {} => list(kernel.agents()),
@@ -99,8 +100,8 @@ async fn stopped(kernel: Kernel, pid: Pid) -> ApiError {
 
 /// The report of a tool call. The call is a task of its own: one that has begun is not cut off
 /// because nobody waits for its report.
-fn call_line(kernel: Kernel, name: String, arguments: String, mounts: Vec<Mount>) -> Lines {
-    let call = tokio::spawn(async move { kernel.call_tool(&name, &arguments, mounts).await });
+fn call_line(kernel: Kernel, name: String, arguments: String, rights: Rights) -> Lines {
+    let call = tokio::spawn(async move { kernel.call_tool(&name, &arguments, rights).await });
     stream::once(async move {
         match call.await {
             Ok(report) => json(&CallLine::from(report?)),

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::error::ApiError;
 use crate::abi;
+use crate::capability::HostGrant;
 use crate::kernel::SpawnRequest;
 use crate::kernel::info::CallReport;
 use crate::process::{Mount, Pid};
@@ -77,6 +78,9 @@ pub enum Request {
         /// Directories that the tool may see.
         #[serde(default)]
         mounts: Vec<Mount>,
+        /// Hosts that the tool may reach.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        hosts: Vec<HostGrant>,
     },
     /// All plugins.
     PluginLs {},
@@ -119,6 +123,9 @@ pub struct Spawn {
     pub nice: i8,
     /// Directories for its tools.
     pub mounts: Vec<Mount>,
+    /// Hosts that its tools may reach.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostGrant>,
     /// Limits.
     pub quota: ResourceQuota,
 }
@@ -133,6 +140,7 @@ impl From<Spawn> for SpawnRequest {
             group: s.group,
             nice: s.nice,
             mounts: s.mounts,
+            hosts: s.hosts,
             quota: s.quota,
         }
     }
@@ -300,8 +308,15 @@ mod tests {
     fn every_request() -> Vec<Request> {
         let pid = Pid(3);
         let mounts = vec![Mount { host: "/srv/größe".into(), guest: "größe".into(), writable: true }];
+        let hosts = vec!["[::1]:8080".parse().unwrap(), "*.example.com".parse().unwrap()];
         vec![
-            Request::Run(Spawn { task: "t".into(), nice: -5, mounts: mounts.clone(), ..Spawn::default() }),
+            Request::Run(Spawn {
+                task: "t".into(),
+                nice: -5,
+                mounts: mounts.clone(),
+                hosts: hosts.clone(),
+                ..Spawn::default()
+            }),
             Request::Resume { pid },
             Request::Suspend { pid },
             Request::Kill { pid, reason: "r".into() },
@@ -309,7 +324,7 @@ mod tests {
             Request::Logs { pid, follow: true },
             Request::ToolLs {},
             Request::ToolShow { name: "read".into() },
-            Request::ToolCall { name: "read".into(), arguments: "{\"a\": 1}".into(), mounts },
+            Request::ToolCall { name: "read".into(), arguments: "{\"a\": 1}".into(), mounts, hosts },
             Request::PluginLs {},
             Request::AgentLs {},
             Request::Context { pid },

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Invoke;
 use crate::abi::ToolSpec;
+use crate::capability::Needs;
 use crate::quota::Limits;
 
 /// Where a tool comes from.
@@ -40,8 +41,8 @@ pub struct Entry {
     pub tool: String,
     /// Where from.
     pub source: Source,
-    /// Whether its code asks for files.
-    pub needs_files: bool,
+    /// What its code asks for.
+    pub needs: Needs,
     /// Limits of one call.
     pub limits: Limits,
     /// Checks arguments.
@@ -169,7 +170,7 @@ mod tests {
             plugin: plugin.into(),
             tool: tool.into(),
             source: Source::Bundled,
-            needs_files: false,
+            needs: Needs::default(),
             limits: Limits::TOOL,
             code: Arc::new(Nothing),
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use agent_os_kernel::capability::Rights;
 use agent_os_kernel::config::{Config, SchedulerConfig};
 use agent_os_kernel::hook::{Hook, HookEvent, Verdict};
 use agent_os_kernel::kernel::{Error, Kernel, SpawnRequest};
@@ -215,7 +216,7 @@ async fn a_resumed_process_asks_nothing_twice() {
         }
     }
     assert_eq!(started, ["probe__slow", "probe__counter"]);
-    let count = kernel.call_tool("probe__counter", r#"{"name":"n"}"#, Vec::new()).await.unwrap();
+    let count = kernel.call_tool("probe__counter", r#"{"name":"n"}"#, Rights::default()).await.unwrap();
     assert_eq!(count.outcome.as_deref(), Ok("4"));
     kernel.shutdown().await;
 }
@@ -271,7 +272,7 @@ async fn a_replay_that_leaves_the_journal_ends_with_a_report_of_both_calls() {
     assert!(why.contains(r#""key":"other""#) && why.contains(r#""key":"mine""#), "{why}");
     assert_eq!(why.matches("state-put").count(), 2, "{why}");
     assert!(matches!(kernel.resume(pid).await, Err(Error::State { .. })), "it has ended");
-    let count = kernel.call_tool("probe__counter", r#"{"name":"n"}"#, Vec::new()).await.unwrap();
+    let count = kernel.call_tool("probe__counter", r#"{"name":"n"}"#, Rights::default()).await.unwrap();
     assert_eq!(count.outcome.as_deref(), Ok("3"), "calls past the divergence were made again");
     kernel.shutdown().await;
     assert_eq!(lab.world.sqlite(&journal), before, "the journal stays as it was");
@@ -418,7 +419,7 @@ async fn a_call_that_loses_its_plugins_state_to_another_process_leaves_nothing_b
         json!([{ "op": "call_all", "calls": calls }, { "op": "read", "id": 4 }, { "op": "read", "id": 5 }]);
     let (pid, _events) = kernel.spawn(lab.request("stepper", &operations)).await.unwrap();
     in_time(waiting.recv()).await.unwrap();
-    let other = in_time(kernel.call_tool("probe__counter", "{}", Vec::new())).await.unwrap();
+    let other = in_time(kernel.call_tool("probe__counter", "{}", Rights::default())).await.unwrap();
     assert_eq!(other.outcome.as_deref(), Ok("1"));
     go_on.send(()).unwrap();
     let said = answer(&kernel, pid).await;

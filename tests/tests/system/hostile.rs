@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use agent_os_kernel::capability::Rights;
 use agent_os_kernel::config::{Config, SchedulerConfig};
 use agent_os_kernel::kernel::{Kernel, SpawnRequest};
 use agent_os_kernel::process::{Exit, Pid};
@@ -238,7 +239,7 @@ async fn every_hostile_tool_leaves_a_second_agent_and_the_kernel_alone() {
         assert_eq!(results[0]["error"]["code"], code, "{tool}: {answer}");
         assert!(results[1].to_string().contains("42"), "after {tool}: {answer}");
     }
-    let report = kernel.call_tool("calc__eval", r#"{"expression":"6*7"}"#, vec![]).await.unwrap();
+    let report = kernel.call_tool("calc__eval", r#"{"expression":"6*7"}"#, Rights::default()).await.unwrap();
     assert!(report.outcome.unwrap().contains("42"));
     kernel.shutdown().await;
 }

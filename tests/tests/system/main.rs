@@ -11,6 +11,7 @@ mod crash;
 mod durable;
 mod environment;
 mod hostile;
+mod http;
 mod layers;
 mod llm;
 mod support;
