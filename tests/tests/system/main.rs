@@ -14,4 +14,5 @@ mod hostile;
 mod http;
 mod layers;
 mod llm;
+mod local;
 mod support;
