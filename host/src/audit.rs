@@ -4,7 +4,9 @@
 //! be rewritten from some point to its end; the [`Head`], kept apart, pins that end. What this cannot
 //! see: records and head cut back together to an earlier, honest state.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,6 +17,9 @@ use crate::process::{Pid, Seq};
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// One audited decision (CONTRACT §8). `hash` covers every other field and `prev`.
+///
+/// A record is made on one thread and written on another, and memory that changes threads is dear: what
+/// is mostly a constant is borrowed, and a hash is shared with the record after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Position in its chain, from 1.
@@ -24,17 +29,17 @@ pub struct Record {
     /// Unix milliseconds.
     pub at_ms: u64,
     /// What was asked: the syscall's name, `spawn`, `exit`, `plugin-load` …
-    pub event: String,
+    pub event: Cow<'static, str>,
     /// On what: a tool, a model, a page, a path.
     pub object: String,
     /// `allow`, `deny`, `error`, `interrupted` …
-    pub decision: String,
+    pub decision: Cow<'static, str>,
     /// Who decided: `policy`, a hook's name, `quota`, `person`.
-    pub by: String,
+    pub by: Cow<'static, str>,
     /// Hash of the record before, 64 zeros for the first.
-    pub prev: String,
+    pub prev: Arc<str>,
     /// SHA-256, hex.
-    pub hash: String,
+    pub hash: Arc<str>,
 }
 
 /// What the last record of a chain is, kept apart from the records so that a cut tail is seen.
@@ -43,7 +48,7 @@ pub struct Head {
     /// Its position.
     pub seq: Seq,
     /// Its hash.
-    pub hash: String,
+    pub hash: Arc<str>,
 }
 
 /// A chain being written: knows where the next record goes.
@@ -57,7 +62,7 @@ impl Chain {
     /// Goes on behind `head`, or starts the chain where there is none.
     #[must_use]
     pub fn resume(pid: Pid, head: Option<Head>) -> Self {
-        Self { pid, head: head.unwrap_or_else(|| Head { seq: 0, hash: GENESIS.to_owned() }) }
+        Self { pid, head: head.unwrap_or_else(|| Head { seq: 0, hash: GENESIS.into() }) }
     }
 
     /// Makes the next record. The caller puts every record into the store, in this order; where one
@@ -65,10 +70,10 @@ impl Chain {
     pub fn append(
         &mut self,
         at_ms: u64,
-        event: impl Into<String>,
+        event: impl Into<Cow<'static, str>>,
         object: impl Into<String>,
-        decision: impl Into<String>,
-        by: impl Into<String>,
+        decision: impl Into<Cow<'static, str>>,
+        by: impl Into<Cow<'static, str>>,
     ) -> Record {
         let mut record = Record {
             seq: self.head.seq.saturating_add(1),
@@ -78,12 +83,12 @@ impl Chain {
             object: object.into(),
             decision: decision.into(),
             by: by.into(),
-            prev: self.head.hash.clone(),
-            hash: String::new(),
+            prev: Arc::clone(&self.head.hash),
+            hash: Arc::clone(&self.head.hash),
         };
-        record.hash = hex(digest(record.seq, &record.prev, &record));
+        record.hash = hex(digest(record.seq, &record.prev, &record)).into();
         self.head.seq = record.seq;
-        self.head.hash.clone_from(&record.hash);
+        self.head.hash = Arc::clone(&record.hash);
         record
     }
 
@@ -149,7 +154,7 @@ pub fn verify(pid: Pid, chain: &[Record], head: Option<&Head>) -> Result<u64, Fa
             let why = if elsewhere || record.seq < expected { Why::Reordered } else { Why::Missing };
             return fault(expected, why);
         }
-        if record.prev != prev {
+        if *record.prev != *prev {
             // This record is sound and says what stood before it: that one was rewritten, hash and all.
             return fault(expected.saturating_sub(1).max(1), Why::Changed);
         }
@@ -162,7 +167,7 @@ pub fn verify(pid: Pid, chain: &[Record], head: Option<&Head>) -> Result<u64, Fa
         None => fault(records, Why::Truncated),
         Some(head) if head.seq > records => fault(expected, Why::Truncated),
         Some(head) if head.seq < records => fault(head.seq + 1, Why::Truncated),
-        Some(head) if head.hash != prev => fault(records.max(1), Why::Changed),
+        Some(head) if *head.hash != *prev => fault(records.max(1), Why::Changed),
         Some(_) => Ok(records),
     }
 }
@@ -263,12 +268,12 @@ mod tests {
             |r| r.seq = 0,
             |r| r.pid = Pid(8),
             |r| r.at_ms += 1,
-            |r| r.event.push('x'),
+            |r| r.event.to_mut().push('x'),
             |r| r.object.clear(),
-            |r| r.decision = "deny".to_owned(),
-            |r| r.by = "person".to_owned(),
-            |r| r.prev.replace_range(0..1, "g"),
-            |r| r.hash.replace_range(0..1, "g"),
+            |r| r.decision = "deny".into(),
+            |r| r.by = "person".into(),
+            |r| r.prev = format!("g{}", &r.prev[1..]).into(),
+            |r| r.hash = format!("g{}", &r.hash[1..]).into(),
         ];
         for at in 0..6_usize {
             for change in changes {
@@ -280,7 +285,7 @@ mod tests {
     #[test]
     fn text_moved_between_fields_is_seen() {
         check(3, Why::Changed, |records| {
-            let moved = records[2].event.pop().unwrap();
+            let moved = records[2].event.to_mut().pop().unwrap();
             records[2].object.insert(0, moved);
         });
     }
@@ -289,8 +294,8 @@ mod tests {
     fn a_record_rewritten_with_its_hash_is_seen() {
         for at in 0..6_usize {
             check(at as u64 + 1, Why::Changed, |records| {
-                records[at].decision = "deny".to_owned();
-                records[at].hash = hex(digest(records[at].seq, &records[at].prev, &records[at]));
+                records[at].decision = "deny".into();
+                records[at].hash = hex(digest(records[at].seq, &records[at].prev, &records[at])).into();
             });
         }
     }

@@ -59,9 +59,9 @@ fn row(r: &Record) -> Vec<String> {
         instant(r.at_ms),
         r.pid.to_string(),
         r.seq.to_string(),
-        r.event.clone(),
-        r.decision.clone(),
-        r.by.clone(),
+        r.event.to_string(),
+        r.decision.to_string(),
+        r.by.to_string(),
         r.object.clone(),
     ]
 }
@@ -121,8 +121,8 @@ mod tests {
             object: "fs__read".into(),
             decision: "allow".into(),
             by: "policy".into(),
-            prev: String::new(),
-            hash: String::new(),
+            prev: "".into(),
+            hash: "".into(),
         };
         assert_eq!(row(&record).join(" "), "1970-01-01 00:00:00.000 3 2 tool-call allow policy fs__read");
         assert_eq!(row(&record).len(), COLUMNS.len());

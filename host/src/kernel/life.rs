@@ -314,7 +314,7 @@ impl Kernel {
             }
             hook::Outcome::Denied { by, reason } => {
                 // There is no process whose chain could hold it.
-                self.audit("spawn", &request.agent, "deny", &by).await?;
+                self.audit("spawn", &request.agent, "deny", by.clone()).await?;
                 Err(Error::Denied { by, reason })
             }
         }

@@ -7,6 +7,7 @@ mod life;
 mod lock;
 mod query;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,7 +119,13 @@ impl Kernel {
     }
 
     /// Writes a record into the kernel's own chain.
-    async fn audit(&self, event: &str, object: &str, decision: &str, by: &str) -> Result<(), Error> {
+    async fn audit(
+        &self,
+        event: &'static str,
+        object: &str,
+        decision: &'static str,
+        by: impl Into<Cow<'static, str>>,
+    ) -> Result<(), Error> {
         let owner = self.owner()?;
         let mut chain = owner.chain.lock().await;
         let record = chain.append(now_ms(), event, object, decision, by);

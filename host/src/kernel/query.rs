@@ -193,7 +193,7 @@ impl Kernel {
                     None => {
                         return Ok(AuditVerdict::Bad { ok: false, pid: pid.0, seq: *seq, why: "truncated".to_owned() });
                     }
-                    Some(record) if record.hash != *hash => {
+                    Some(record) if *record.hash != **hash => {
                         return Ok(AuditVerdict::Bad { ok: false, pid: pid.0, seq: *seq, why: "changed".to_owned() });
                     }
                     Some(_) => {}

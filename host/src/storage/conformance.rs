@@ -216,7 +216,7 @@ async fn a_journal_position_ends_once(store: &dyn Storage) {
     commit(store, 1, vec![journal(start(1, 1))]).await.unwrap();
     assert_eq!(store.journal(Pid(1)).await.unwrap(), [start(1, 1)]);
     refused(store, 1, vec![journal(start(1, 1))]).await;
-    refused(store, 1, vec![journal(JournalRecord { call: "sleep".to_owned(), ..end(1, 1) })]).await;
+    refused(store, 1, vec![journal(JournalRecord { call: "sleep".into(), ..end(1, 1) })]).await;
     commit(store, 1, vec![journal(end(1, 1))]).await.unwrap();
     assert_eq!(store.journal(Pid(1)).await.unwrap(), [end(1, 1)]);
     refused(store, 1, vec![journal(end(1, 1))]).await;
@@ -351,7 +351,7 @@ async fn heads_move_with_their_records(store: &dyn Storage) {
     refused(store, 1, vec![Change::Audit(again)]).await;
     chains[1].append(9, "lost", "", "allow", "policy");
     refused(store, 1, vec![Change::Audit(chains[1].append(9, "e", "", "allow", "policy"))]).await;
-    let other = Head { seq: 6, hash: "ab".repeat(32) };
+    let other = Head { seq: 6, hash: "ab".repeat(32).into() };
     let record = Chain::resume(Pid(1), Some(other)).append(9, "e", "", "allow", "policy");
     refused(store, 1, vec![Change::Audit(record)]).await;
     assert_eq!(store.audit_heads().await.unwrap(), heads);

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -206,12 +207,12 @@ impl Tables {
     fn audit(&mut self, record: &AuditRecord) -> Option<Undo> {
         let pid = record.pid;
         let old = self.heads.get(&pid).cloned();
-        let (seq, hash) = old.as_ref().map_or((0, GENESIS), |head| (head.seq, head.hash.as_str()));
-        if record.seq != seq + 1 || record.prev != hash {
+        let (seq, hash) = old.as_ref().map_or((0, GENESIS), |head| (head.seq, &*head.hash));
+        if record.seq != seq + 1 || *record.prev != *hash {
             return None;
         }
         self.audit.entry(pid).or_default().push(record.clone());
-        self.heads.insert(pid, Head { seq: record.seq, hash: record.hash.clone() });
+        self.heads.insert(pid, Head { seq: record.seq, hash: Arc::clone(&record.hash) });
         Some(Box::new(move |t| {
             t.audit.entry(pid).or_default().pop();
             match old {

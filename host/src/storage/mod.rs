@@ -14,6 +14,7 @@ mod conformance;
 #[cfg(test)]
 mod sample;
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -207,7 +208,7 @@ pub struct JournalRecord {
     /// The position.
     pub seq: Seq,
     /// The syscall's name, as `tool-call`.
-    pub call: String,
+    pub call: Cow<'static, str>,
     /// What identifies the call: its arguments as JSON, long texts by digest. A replay compares it.
     pub request: String,
     /// The repeated-call class, for calls that reach outside.

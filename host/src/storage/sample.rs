@@ -39,7 +39,7 @@ pub(super) fn start(pid: u64, seq: Seq) -> JournalRecord {
     JournalRecord {
         pid: Pid(pid),
         seq,
-        call: "tool-call".to_owned(),
+        call: "tool-call".into(),
         request: r#"{"name":"fs__read","arguments":{"path":"a"}}"#.to_owned(),
         effect: Some(Effect::Idempotent),
         started_ms: 1000 + seq,

@@ -5,6 +5,7 @@
 //! transaction. And before an outward effect starts, its start record is durable, and with it
 //! everything the process did before (the store keeps a process's batches in order).
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -197,7 +198,7 @@ impl Caller {
         let record = JournalRecord {
             pid: self.spec().pid,
             seq: act.ticket.seq,
-            call: act.name.to_owned(),
+            call: act.name.into(),
             request: act.request.clone(),
             effect,
             started_ms: act.started_ms,
@@ -274,7 +275,7 @@ impl Caller {
         changes.push(Change::Journal(Box::new(JournalRecord {
             pid,
             seq: act.ticket.seq,
-            call: act.name.to_owned(),
+            call: act.name.into(),
             request: act.request.clone(),
             effect,
             started_ms: act.started_ms,
@@ -290,7 +291,7 @@ impl Caller {
         };
         let mut chain = self.chain().lock().await;
         let before = chain.head().cloned();
-        changes.push(Change::Audit(chain.append(ended_ms, act.name, syscall.object(), verb, &decision.by)));
+        changes.push(Change::Audit(chain.append(ended_ms, act.name, syscall.object(), verb, decision.by.clone())));
         let batch = Batch { pid, changes };
         if must_hold {
             let result = self.services().store.commit(batch).await;
@@ -327,12 +328,12 @@ impl Act {
 
 /// Who decided what, for the audit record.
 struct Decision {
-    by: String,
+    by: Cow<'static, str>,
     verb: &'static str,
 }
 
 impl Decision {
-    fn by(by: impl Into<String>, verb: &'static str) -> Self {
+    fn by(by: impl Into<Cow<'static, str>>, verb: &'static str) -> Self {
         Self { by: by.into(), verb }
     }
 }

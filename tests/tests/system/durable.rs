@@ -107,7 +107,11 @@ fn call(id: &str, name: &str, arguments: Value) -> Value {
 /// The names and decisions of a process's audited calls of one kind.
 async fn audited(kernel: &Kernel, pid: Pid, event: &str) -> Vec<(String, String, String)> {
     let records = kernel.audit_tail(Some(pid), 10_000).await.unwrap();
-    records.into_iter().filter(|r| r.event == event).map(|r| (r.object, r.decision, r.by)).collect()
+    records
+        .into_iter()
+        .filter(|r| r.event == event)
+        .map(|r| (r.object, r.decision.into_owned(), r.by.into_owned()))
+        .collect()
 }
 
 // Replay.

@@ -228,7 +228,7 @@ fn journal_of(row: &SqliteRow) -> Result<JournalRecord> {
     Ok(JournalRecord {
         pid: pid(row)?,
         seq: number(row, "seq")?,
-        call: row.try_get("call")?,
+        call: row.try_get::<String, _>("call")?.into(),
         request: row.try_get("request")?,
         effect,
         started_ms: number(row, "started_ms")?,
@@ -264,12 +264,12 @@ fn audit_of(row: &SqliteRow) -> Result<AuditRecord> {
         seq: number("seq")?,
         pid: Pid(number("pid")?),
         at_ms: number("at_ms")?,
-        event: text("event")?,
+        event: text("event")?.into(),
         object: text("object")?,
-        decision: text("decision")?,
-        by: text("by")?,
-        prev: text("prev")?,
-        hash: text("hash")?,
+        decision: text("decision")?.into(),
+        by: text("by")?.into(),
+        prev: text("prev")?.into(),
+        hash: text("hash")?.into(),
     })
 }
 
@@ -277,7 +277,7 @@ pub(super) async fn audit_heads(pool: &SqlitePool) -> Result<Vec<(Pid, Head)>> {
     let rows = query("SELECT * FROM audit_head ORDER BY pid").fetch_all(pool).await?;
     let head = |row: &SqliteRow| {
         let seq = row.try_get::<i64, _>("seq")?.cast_unsigned();
-        Ok((pid(row)?, Head { seq, hash: row.try_get("hash")? }))
+        Ok((pid(row)?, Head { seq, hash: row.try_get::<String, _>("hash")?.into() }))
     };
     rows.iter().map(head).collect()
 }

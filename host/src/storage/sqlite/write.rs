@@ -241,7 +241,7 @@ impl Writer {
         self.rows(&JOURNAL, &plan.journal, |v, r| {
             v.number(r.pid.0)?;
             v.number(r.seq)?;
-            v.add(r.call.as_str())?;
+            v.add(&*r.call)?;
             v.add(r.request.as_str())?;
             v.add(r.effect.map(read::effect_name))?;
             v.number(r.started_ms)?;
@@ -281,8 +281,8 @@ impl Writer {
             v.number(r.seq)?;
             v.number(r.pid.0)?;
             v.number(r.at_ms)?;
-            for text in [&r.event, &r.object, &r.decision, &r.by, &r.prev, &r.hash] {
-                v.add(text.as_str())?;
+            for text in [&*r.event, &*r.object, &*r.decision, &*r.by, &*r.prev, &*r.hash] {
+                v.add(text)?;
             }
             Ok(())
         })
