@@ -15,6 +15,7 @@ mod openai;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use agent_os_kernel::abi::{TokenUsage, ToolCall};
 use agent_os_kernel::llm::script::{Line, Script, first_half};
@@ -59,6 +60,7 @@ struct Shared {
     script: Script,
     agent: String,
     native: bool,
+    pace: Duration,
     recorded: Mutex<Vec<Recorded>>,
 }
 
@@ -105,8 +107,16 @@ impl FakeLlm {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_as(script: &Path, agent: &str, native: bool) -> anyhow::Result<Self> {
+        Self::start_at_pace(script, agent, native, Duration::ZERO).await
+    }
+
+    /// As [`Self::start_as`], with so much time between the pieces of a streamed answer.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_at_pace(script: &Path, agent: &str, native: bool, pace: Duration) -> anyhow::Result<Self> {
         let script = Script::open(script)?;
-        let shared = Arc::new(Shared { script, agent: agent.to_owned(), native, recorded: Mutex::default() });
+        let shared = Arc::new(Shared { script, agent: agent.to_owned(), native, pace, recorded: Mutex::default() });
         let app = Router::new()
             .route("/v1/models", get(models))
             .route("/v1/chat/completions", post(chat))
@@ -279,6 +289,9 @@ fn sending(shared: Arc<Shared>, at: usize, mut parts: Vec<String>, cut: bool) ->
             Some(piece) => {
                 // Piece by piece, as a model does; without it hyper would see one buffer.
                 tokio::task::yield_now().await;
+                if !shared.pace.is_zero() {
+                    tokio::time::sleep(shared.pace).await;
+                }
                 Some((Ok::<_, std::io::Error>(Bytes::from(piece)), (pieces, shared)))
             }
             None if cut => Some((Err(std::io::Error::other("the script cuts the stream")), (pieces, shared))),
@@ -288,6 +301,14 @@ fn sending(shared: Arc<Shared>, at: usize, mut parts: Vec<String>, cut: bool) ->
             }
         }
     }))
+}
+
+/// The server-sent events in which a text and calls are told on Anthropic's wire, else on OpenAI's.
+#[must_use]
+pub fn events(anthropic: bool, body: &Value, text: &str, calls: Vec<ToolCall>) -> Vec<String> {
+    let usage = TokenUsage { input: 100, cached: 0, output: 20, micro_usd: None };
+    let said = Said { text: text.to_owned(), calls, usage };
+    if anthropic { anthropic::Anthropic.events(body, &said) } else { openai::OpenAi.events(body, &said) }
 }
 
 /// A server-sent event.

@@ -2,3 +2,4 @@
 
 pub mod fake_llm;
 pub mod figure;
+pub mod stub;

@@ -11,8 +11,13 @@ use crate::step::{aok, cargo, line, root, run, step};
 
 /// The figures that have a target, by bench. A bench that does not print one of its own has failed:
 /// a figure that nobody measures must not look like one that holds.
-const TARGETS: [(&str, &[&str]); 3] =
-    [("call", &["tool_call_ratio"]), ("slice", &["slice_switch_ratio", "slice_switch_ns"]), ("start", &["tool_ls_ms"])];
+const TARGETS: [(&str, &[&str]); 5] = [
+    ("call", &["tool_call_ratio"]),
+    ("gateway", &["gateway_overhead_ratio"]),
+    ("slice", &["slice_switch_ratio", "slice_switch_ns"]),
+    ("soak", &["soak_runs_failed", "soak_rss_growth"]),
+    ("start", &["tool_ls_ms"]),
+];
 
 /// Runs the bench `name`, or every one for `all`. Whether all figures hold.
 ///

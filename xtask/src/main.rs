@@ -12,6 +12,7 @@ mod check;
 mod demo;
 mod fetch;
 mod local_model;
+mod python;
 mod step;
 mod test;
 

@@ -39,6 +39,7 @@ pub(crate) fn test(all: bool) -> Result<bool> {
         command.env("AOK_REAL_LLM_NAME", crate::local_model::NAME);
         let files = crate::local_model::files()?;
         command.env("AOK_LLAMA_SERVER", files.server).env("AOK_WEIGHTS", files.weights);
+        command.env("AOK_PYTHON_SDKS", crate::python::clients()?);
         Some(model)
     } else {
         None

@@ -10,6 +10,7 @@ use super::limits::{Fall, Meter, classify};
 use super::{Engine, Refusal, YIELD_INTERVAL, link_refusal, wasi};
 use crate::bindings::agent as world;
 use crate::bindings::agent::exports::agent_os::agent::agent_entry;
+use crate::llm;
 use crate::quota::Limits;
 use crate::syscall::link::{AgentData, GuestData};
 use crate::syscall::{Caller, Stop};
@@ -83,6 +84,8 @@ pub enum Ended {
     Diverged(String),
     /// The store failed, or there was no room: it can be resumed.
     Suspended(String),
+    /// No model answered: it can be resumed.
+    Unanswered(Box<llm::Error>),
 }
 
 /// An agent's code, linked and ready to be instantiated.
@@ -175,5 +178,6 @@ fn stopped(stop: Stop) -> Ended {
         Stop::OverQuota { limit, message } => Ended::Limit(limit, message),
         Stop::Diverged(why) => Ended::Diverged(why),
         Stop::Store(why) => Ended::Suspended(why),
+        Stop::Provider(error) => Ended::Unanswered(error),
     }
 }

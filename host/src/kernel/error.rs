@@ -82,6 +82,15 @@ pub enum Error {
         /// What the environment did.
         why: String,
     },
+    /// The process stopped without an end because no model answered it, and can be resumed.
+    #[error("process {pid} has no reply")]
+    Unanswered {
+        /// Which.
+        pid: Pid,
+        /// Why.
+        #[source]
+        source: Box<llm::Error>,
+    },
     /// An argument is out of range or malformed.
     #[error("{0}")]
     Invalid(String),

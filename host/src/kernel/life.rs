@@ -158,6 +158,7 @@ impl Kernel {
         match end {
             Some(End::Exit(exit)) => Ok(exit),
             Some(End::Suspended(why)) => Err(Error::Suspended { pid, why }),
+            Some(End::Unanswered(source)) => Err(Error::Unanswered { pid, source }),
             None => Err(Error::Suspended { pid, why: "the kernel was shut down".to_owned() }),
         }
     }
@@ -180,6 +181,7 @@ impl Kernel {
         match self.conclude(&live.process, Exit::Killed(reason.to_owned())).await {
             End::Exit(_) => Ok(()),
             End::Suspended(why) => Err(Error::Suspended { pid, why }),
+            End::Unanswered(source) => Err(Error::Unanswered { pid, source }),
         }
     }
 
@@ -197,7 +199,7 @@ impl Kernel {
         live.task.kill().await;
         // It may have come to its end on the way.
         if live.process.end.borrow().is_none() {
-            set_aside(&live.process, "it was stopped by its user".to_owned());
+            set_aside(&live.process, End::Suspended("it was stopped by its user".to_owned()));
         }
         Ok(self.0.services.store.sync(pid).await?)
     }
@@ -259,6 +261,7 @@ impl Kernel {
         let gone = || Error::Suspended { pid, why: "the kernel was shut down".to_owned() };
         match receive.await.map_err(|_| gone())? {
             (_, End::Suspended(why)) | (Err(Stop::Store(why)), _) => Err(Error::Suspended { pid, why }),
+            (_, End::Unanswered(source)) => Err(Error::Unanswered { pid, source }),
             (Ok(answer), End::Exit(_)) => Ok(CallReport {
                 tool,
                 pid: pid.0,
@@ -390,7 +393,7 @@ impl Kernel {
             }
             match exit_of(ended) {
                 End::Exit(exit) => drop(kernel.conclude(&own, exit).await),
-                End::Suspended(why) => set_aside(&own, why),
+                aside => set_aside(&own, aside),
             }
         })
     }
@@ -422,7 +425,7 @@ impl Kernel {
         let changes = vec![Change::Usage(usage), Change::Exit(exit.clone()), Change::Audit(audit)];
         if let Err(e) = self.0.services.store.commit(Batch { pid, changes }).await {
             let why = e.chain();
-            set_aside(process, why.clone());
+            set_aside(process, End::Suspended(why.clone()));
             return End::Suspended(why);
         }
         // The head of each ended chain stands in the kernel's chain too: a chain that is cut or made
@@ -456,10 +459,16 @@ impl Kernel {
 }
 
 /// Notes that a process left the run queue without an end, and ends its events.
-fn set_aside(process: &Process, why: String) {
+fn set_aside(process: &Process, end: End) {
     let pid = process.caller.spec().pid;
+    let why = match &end {
+        End::Suspended(why) => why.clone(),
+        End::Unanswered(error) => error.to_string(),
+        End::Exit(exit) => exit.message().to_owned(),
+    };
     tracing::warn!(pid = pid.0, "process suspended: {why}; resume it with `aok run --resume {pid}`");
-    process.end.send_replace(Some(End::Suspended(why)));
+    process.caller.emit(process.caller.position(), EventKind::State { state: ProcessState::Stopped });
+    process.end.send_replace(Some(end));
     process.caller.close_events();
 }
 
@@ -491,6 +500,7 @@ fn exit_of(ended: Ended) -> End {
         Ended::Trapped(why) => Exit::Failure(format!("the agent broke: {why}")),
         Ended::Diverged(why) => Exit::Failure(why),
         Ended::Suspended(why) => return End::Suspended(why),
+        Ended::Unanswered(error) => return End::Unanswered(error),
     })
 }
 

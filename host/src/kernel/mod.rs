@@ -92,6 +92,8 @@ enum End {
     Exit(Exit),
     /// The environment failed; it can be resumed.
     Suspended(String),
+    /// No model answered; it can be resumed.
+    Unanswered(Box<crate::llm::Error>),
 }
 
 impl Kernel {

@@ -238,7 +238,7 @@ fn state_of(exit: Option<&Exit>, live: Option<&Live>) -> ProcessState {
         return ProcessState::Zombie;
     }
     let Some(live) = live else { return ProcessState::Stopped };
-    if matches!(*live.process.end.borrow(), Some(End::Suspended(_))) {
+    if matches!(*live.process.end.borrow(), Some(End::Suspended(_) | End::Unanswered(_))) {
         return ProcessState::Stopped;
     }
     match live.task.state() {

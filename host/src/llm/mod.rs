@@ -25,7 +25,7 @@ use crate::abi::{Message, Reply, TokenUsage, ToolCall, ToolSpec};
 pub use models::{Models, Resolved};
 
 /// Why a model gave no reply.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No model was named anywhere.
     #[error("no model is chosen")]
@@ -115,6 +115,14 @@ pub enum Error {
         /// The cause.
         message: String,
     },
+    /// The reply is empty or broken on the wire: the same request may well have a good one.
+    #[error("{provider} sent a reply that cannot be used: {message}")]
+    Garbled {
+        /// Provider's name.
+        provider: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The reply is not what the protocol or the schema says.
     #[error("{provider} sent a reply that cannot be used: {message}")]
     Malformed {
@@ -131,7 +139,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Status { status, .. } => matches!(status, 408 | 409 | 425 | 429 | 500..=599),
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Garbled { .. } => true,
             _ => false,
         }
     }
@@ -141,6 +149,17 @@ impl Error {
     #[must_use]
     pub fn is_outage(&self) -> bool {
         self.is_transient() || matches!(self, Self::Open { .. } | Self::Deadline { .. } | Self::Local { .. })
+    }
+
+    /// Whether it is for a person to mend (a key, a server, a model), and then the same request is worth
+    /// making again. The others are about the request itself, and so the agent's to know.
+    #[must_use]
+    pub fn is_of_the_provider(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => !matches!(status, 400 | 413 | 422),
+            Self::Malformed { .. } => true,
+            _ => self.is_outage(),
+        }
     }
 }
 

@@ -16,10 +16,12 @@
 //! When and how often an attempt is made is the gateway's. Dropping the future closes the
 //! connection, which makes a server stop.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
@@ -30,7 +32,7 @@ use genai::chat::{
 };
 use genai::resolver::{AuthData, Endpoint};
 use genai::{Headers, ModelIden, ServiceTarget};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::constrained::{self, Role, Said};
@@ -201,6 +203,13 @@ impl Remote {
             options = options.with_reasoning_effort(ReasoningEffort::Budget(0));
         }
         let mut extra = json!({"model": request.model});
+        if self.settings.kind == ProviderKind::Openai && mode != Mode::Constrained {
+            let (messages, tools) = openai_body(request);
+            extra["messages"] = Value::Array(messages);
+            if let Some(tools) = tools {
+                extra["tools"] = tools;
+            }
+        }
         // A reply that a schema constrains is a choice among calls: sampling noise only makes it worse.
         let temperature = request.temperature.or_else(|| (mode == Mode::Constrained).then_some(0.0));
         if let Some(t) = temperature.filter(|_| !learned.no_temperature) {
@@ -250,6 +259,10 @@ impl Remote {
         Error::Malformed { provider: self.settings.name.clone(), message: self.safe(message) }
     }
 
+    fn garbled(&self, message: &str) -> Error {
+        Error::Garbled { provider: self.settings.name.clone(), message: self.safe(message) }
+    }
+
     fn refused(&self, status: u16, body: &str, headers: &reqwest::header::HeaderMap) -> Error {
         let (provider, text) = (self.settings.name.clone(), error_text(body));
         let message = self.safe(&text);
@@ -270,13 +283,13 @@ impl Remote {
                     Some(e) => self.unreachable(&causes(e)),
                     // Timeouts of the transport and bytes that are no UTF-8 come as their own types.
                     None if error.is::<std::str::Utf8Error>() || error.is::<std::string::FromUtf8Error>() => {
-                        self.malformed("the stream is not UTF-8")
+                        self.garbled("the stream is not UTF-8")
                     }
                     None => self.unreachable(&causes(error.as_ref())),
                 }
             }
             genai::Error::StreamParse { serde_error, .. } => {
-                self.malformed(&format!("a part of the stream is no JSON: {serde_error}"))
+                self.garbled(&format!("a part of the stream is no JSON: {serde_error}"))
             }
             genai::Error::ChatResponse { body, .. } => self.broke_off(body),
             other => self.malformed(&other.to_string()),
@@ -422,7 +435,23 @@ impl Remote {
         let most = (self.window(&request.model) as usize).saturating_mul(8).clamp(64 << 10, 8 << 20);
         let mut heard = Heard::default();
         let mut calls = Calls::new(self.settings.kind);
-        while let Some(event) = stream.next().await {
+        // One timer that is set anew only when it rings: reqwest's own is, for each piece.
+        let mut heard_at = Instant::now();
+        let mut silence = pin!(tokio::time::sleep(SILENCE));
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = stream.next() => event,
+                () = silence.as_mut() => {
+                    if heard_at.elapsed() >= SILENCE {
+                        return Err(self.unreachable(&format!("it was silent for {} s", SILENCE.as_secs())));
+                    }
+                    silence.as_mut().reset((heard_at + SILENCE).into());
+                    continue;
+                }
+            };
+            heard_at = Instant::now();
+            let Some(event) = event else { break };
             match event.map_err(|e| self.convert(&e))? {
                 ChatStreamEvent::Chunk(piece) => {
                     heard.text.push_str(&piece.content);
@@ -476,9 +505,13 @@ impl Remote {
 
     /// A reply whose tool calls are the model's own, or that has none.
     async fn native(&self, request: &Request, deltas: &UnboundedSender<Delta>) -> Result<Reply, Error> {
-        let mut chat = ChatRequest::new(native_messages(self.settings.kind, &request.messages));
         let mode = if request.tools.is_empty() { Mode::Plain } else { Mode::Native };
-        if mode == Mode::Native {
+        let mut chat = ChatRequest::default();
+        // On OpenAI's wire both stand in the options.
+        if self.settings.kind == ProviderKind::Anthropic {
+            chat = ChatRequest::new(self::chat(turns(self.settings.kind, &request.messages)));
+        }
+        if self.settings.kind == ProviderKind::Anthropic && mode == Mode::Native {
             let tool = |t: &ToolSpec| {
                 Tool::new(t.name.clone()).with_description(t.description.clone()).with_schema(t.input_schema.clone())
             };
@@ -490,7 +523,7 @@ impl Remote {
         let Heard { text, calls, .. } = heard;
         let tool_calls = with_ids(calls, request.index);
         if text.trim().is_empty() && tool_calls.is_empty() && finish == Finish::Stop {
-            return Err(self.malformed("it is empty: neither text nor a tool call"));
+            return Err(self.garbled("it is empty: neither text nor a tool call"));
         }
         let finish = if tool_calls.is_empty() { finish } else { Finish::ToolCalls };
         Ok(Reply { text, tool_calls, finish, usage })
@@ -622,64 +655,141 @@ fn with_ids(mut calls: Vec<ToolCall>, index: u64) -> Vec<ToolCall> {
     calls
 }
 
+/// A part of the window as wires of native calls have it.
+#[derive(Debug, PartialEq)]
+enum Turn<'a> {
+    System(&'a str),
+    User(Cow<'a, str>),
+    Assistant(&'a str, &'a [ToolCall]),
+    /// Ids of calls and what came of them, all those of one [`Turn::Assistant`].
+    Results(Vec<(&'a str, &'a str)>),
+}
+
+/// What stands for a result that is not in the window.
+const NO_RESULT: &str = "{\"error\":\"this call was not made\"}";
+
 /// The window for a model that calls tools by itself. Each call has its result right behind it, since
 /// providers refuse a window where one is missing.
-fn native_messages(kind: ProviderKind, messages: &[Message]) -> Vec<ChatMessage> {
+fn turns(kind: ProviderKind, messages: &[Message]) -> Vec<Turn<'_>> {
     let head = messages.iter().take_while(|m| matches!(m, Message::System { .. })).count();
     let mut out = Vec::with_capacity(messages.len());
     let mut open: Vec<&str> = Vec::new();
-    let mut results: Vec<ContentPart> = Vec::new();
+    let mut results: Vec<(&str, &str)> = Vec::new();
     for (at, message) in messages.iter().enumerate() {
         if let Message::Tool { call_id, text, .. } = message
             && let Some(found) = open.iter().position(|id| id == call_id)
         {
             open.remove(found);
-            results.push(ContentPart::ToolResponse(ToolResponse::new(call_id.clone(), text.clone())));
+            results.push((call_id, text));
             continue;
         }
         close(&mut out, &mut open, &mut results);
-        match message {
+        out.push(match message {
             // Anthropic takes instructions at the head only; later ones are said in the conversation.
-            Message::System { text } if at >= head && kind == ProviderKind::Anthropic => {
-                out.push(ChatMessage::user(text.clone()));
-            }
-            Message::System { text } => out.push(ChatMessage::system(text.clone())),
-            Message::User { text } => out.push(ChatMessage::user(text.clone())),
+            Message::System { text } if at >= head && kind == ProviderKind::Anthropic => Turn::User(text.into()),
+            Message::System { text } => Turn::System(text),
+            Message::User { text } => Turn::User(text.into()),
             Message::Assistant { text, tool_calls } => {
-                let mut parts = Vec::with_capacity(tool_calls.len() + 1);
-                if !text.is_empty() || tool_calls.is_empty() {
-                    parts.push(ContentPart::from_text(if text.is_empty() { "(nothing)" } else { text.as_str() }));
-                }
-                for call in tool_calls {
-                    parts.push(ContentPart::ToolCall(genai::chat::ToolCall {
-                        call_id: call.id.clone(),
-                        fn_name: call.name.clone(),
-                        fn_arguments: object(&call.arguments),
-                        thought_signatures: None,
-                    }));
-                    open.push(&call.id);
-                }
-                out.push(ChatMessage::assistant(MessageContent::from_parts(parts)));
+                open.extend(tool_calls.iter().map(|c| c.id.as_str()));
+                let nothing = text.is_empty() && tool_calls.is_empty();
+                Turn::Assistant(if nothing { "(nothing)" } else { text }, tool_calls)
             }
             // A result whose call is not in the window.
-            Message::Tool { name, text, .. } => out.push(ChatMessage::user(format!("Result of {name}: {text}"))),
-        }
+            Message::Tool { name, text, .. } => Turn::User(format!("Result of {name}: {text}").into()),
+        });
     }
     close(&mut out, &mut open, &mut results);
-    if out.iter().all(|m| matches!(m.role, genai::chat::ChatRole::System)) {
-        out.push(ChatMessage::user("Begin."));
+    if out.iter().all(|t| matches!(t, Turn::System(_))) {
+        out.push(Turn::User("Begin.".into()));
     }
     out
 }
 
-/// Ends a turn's results: one message with all of them.
-fn close(out: &mut Vec<ChatMessage>, open: &mut Vec<&str>, results: &mut Vec<ContentPart>) {
-    results.extend(open.drain(..).map(|id| {
-        ContentPart::ToolResponse(ToolResponse::new(id.to_owned(), "{\"error\":\"this call was not made\"}"))
-    }));
+/// Ends a turn's results.
+fn close<'a>(out: &mut Vec<Turn<'a>>, open: &mut Vec<&'a str>, results: &mut Vec<(&'a str, &'a str)>) {
+    results.extend(open.drain(..).map(|id| (id, NO_RESULT)));
     if !results.is_empty() {
-        out.push(ChatMessage::tool(MessageContent::from_parts(std::mem::take(results))));
+        out.push(Turn::Results(std::mem::take(results)));
     }
+}
+
+/// The window for genai.
+fn chat(turns: Vec<Turn<'_>>) -> Vec<ChatMessage> {
+    let mut out = Vec::with_capacity(turns.len());
+    for turn in turns {
+        out.push(match turn {
+            Turn::System(text) => ChatMessage::system(text),
+            Turn::User(text) => ChatMessage::user(text.into_owned()),
+            Turn::Assistant(text, calls) => {
+                let text = (!text.is_empty()).then(|| ContentPart::from_text(text));
+                let calls = calls.iter().map(|call| {
+                    ContentPart::ToolCall(genai::chat::ToolCall {
+                        call_id: call.id.clone(),
+                        fn_name: call.name.clone(),
+                        fn_arguments: object(&call.arguments),
+                        thought_signatures: None,
+                    })
+                });
+                ChatMessage::assistant(MessageContent::from_parts(text.into_iter().chain(calls).collect::<Vec<_>>()))
+            }
+            Turn::Results(results) => {
+                let result = |(id, text): (&str, &str)| ContentPart::ToolResponse(ToolResponse::new(id, text));
+                ChatMessage::tool(MessageContent::from_parts(results.into_iter().map(result).collect::<Vec<_>>()))
+            }
+        });
+    }
+    out
+}
+
+/// The window and the tools as OpenAI's wire has them. genai makes the same of its own types, but copies a
+/// request four times on the way, which is most of what a call costs beside the network.
+fn openai_body(request: &Request) -> (Vec<Value>, Option<Value>) {
+    let text = |text: &str| Value::String(text.to_owned());
+    let said =
+        |role: &str, said: &str| Map::from_iter([("role".to_owned(), text(role)), ("content".to_owned(), text(said))]);
+    let mut messages = Vec::with_capacity(request.messages.len());
+    for turn in turns(ProviderKind::Openai, &request.messages) {
+        match turn {
+            Turn::System(text) => messages.push(Value::Object(said("system", text))),
+            Turn::User(text) => messages.push(Value::Object(said("user", &text))),
+            Turn::Assistant(text, []) => messages.push(Value::Object(said("assistant", text))),
+            Turn::Assistant(words, calls) => {
+                let mut message = said("assistant", words);
+                let call = |c: &ToolCall| {
+                    // Whole objects go as the model wrote them.
+                    let whole = c.arguments.trim_start().starts_with('{')
+                        && serde_json::from_str::<serde::de::IgnoredAny>(&c.arguments).is_ok();
+                    let arguments = if whole { c.arguments.clone() } else { object(&c.arguments).to_string() };
+                    let function = Map::from_iter([
+                        ("name".to_owned(), text(&c.name)),
+                        ("arguments".to_owned(), arguments.into()),
+                    ]);
+                    Value::Object(Map::from_iter([
+                        ("type".to_owned(), text("function")),
+                        ("id".to_owned(), text(&c.id)),
+                        ("function".to_owned(), Value::Object(function)),
+                    ]))
+                };
+                message.insert("tool_calls".to_owned(), calls.iter().map(call).collect());
+                messages.push(Value::Object(message));
+            }
+            Turn::Results(results) => messages.extend(results.into_iter().map(|(id, result)| {
+                let mut message = said("tool", result);
+                message.insert("tool_call_id".to_owned(), text(id));
+                Value::Object(message)
+            })),
+        }
+    }
+    let tool = |t: &ToolSpec| {
+        let function = Map::from_iter([
+            ("name".to_owned(), text(&t.name)),
+            ("description".to_owned(), text(&t.description)),
+            ("parameters".to_owned(), t.input_schema.clone()),
+        ]);
+        let parts = [("type".to_owned(), text("function")), ("function".to_owned(), Value::Object(function))];
+        Value::Object(Map::from_iter(parts))
+    };
+    (messages, (!request.tools.is_empty()).then(|| request.tools.iter().map(tool).collect()))
 }
 
 /// Arguments as the wires want them: an object, whatever the model once said.
@@ -793,7 +903,6 @@ fn http_client(url: &reqwest::Url) -> Result<reqwest::Client, reqwest::Error> {
     install_crypto();
     let mut builder = reqwest::Client::builder()
         .connect_timeout(CONNECT)
-        .read_timeout(SILENCE)
         // An answer is many small pieces.
         .tcp_nodelay(true)
         // A request with a key goes where it was sent, or nowhere.
@@ -893,14 +1002,50 @@ mod tests {
             result("gone"),
         ];
         for (kind, note) in [(ProviderKind::Openai, "System"), (ProviderKind::Anthropic, "User")] {
-            let out = native_messages(kind, &window);
+            let out = chat(turns(kind, &window));
             let roles: Vec<String> = out.iter().map(|m| format!("{:?}", m.role)).collect();
             assert_eq!(roles, ["System", "Assistant", "Tool", note, "User"]);
             let results: Vec<&str> = out[2].content.tool_responses().iter().map(|r| r.call_id.as_str()).collect();
             assert_eq!(results, ["b", "a"]);
             assert_eq!(out[1].content.tool_calls()[1].fn_arguments, json!({"malformed": "{\"x\""}));
         }
-        assert_eq!(native_messages(ProviderKind::Anthropic, &window[..1]).len(), 2);
+        assert_eq!(turns(ProviderKind::Anthropic, &window[..1]), [Turn::System("s"), Turn::User("Begin.".into())]);
+        let tool = ToolSpec {
+            name: "t".into(),
+            description: "Does.".into(),
+            input_schema: json!({"type": "object"}),
+            output_schema: None,
+            effect: crate::abi::Effect::Pure,
+        };
+        let mut request = Request {
+            model: "m".into(),
+            agent: "a".into(),
+            index: 1,
+            messages: window.to_vec(),
+            tools: vec![tool],
+            temperature: None,
+            max_tokens: None,
+            response_schema: None,
+            results: HashMap::new(),
+        };
+        let call = |id: &str, arguments: &str| json!({"type": "function", "id": id, "function": {"name": "t", "arguments": arguments}});
+        let (messages, tools) = openai_body(&request);
+        assert_eq!(
+            Value::Array(messages),
+            json!([
+                {"role": "system", "content": "s"},
+                {"role": "assistant", "content": "",
+                 "tool_calls": [call("a", "{\"x\":1}"), call("b", "{\"malformed\":\"{\\\"x\\\"\"}")]},
+                {"role": "tool", "content": "42", "tool_call_id": "b"},
+                {"role": "tool", "content": NO_RESULT, "tool_call_id": "a"},
+                {"role": "system", "content": "note"},
+                {"role": "user", "content": "Result of t: 42"},
+            ])
+        );
+        let function = json!({"name": "t", "description": "Does.", "parameters": {"type": "object"}});
+        assert_eq!(tools, Some(json!([{"type": "function", "function": function}])));
+        request.tools.clear();
+        assert_eq!(openai_body(&request).1, None);
     }
 
     #[test]

@@ -229,6 +229,10 @@ impl From<kernel::Error> for ApiError {
                 (Code::BadState, format!("`aok ps` shows its state, `aok logs {pid}` what it wrote"))
             }
             E::Suspended { pid, .. } => (Code::Stopped, resume_hint(pid)),
+            E::Unanswered { pid, source } => {
+                let Self { code, hint, .. } = (*source).into();
+                (code, format!("{hint}; then {}", resume_hint(pid)))
+            }
             E::Invalid(_) => (Code::InvalidArguments, "correct the value and run the command again".to_owned()),
             E::Denied { by, .. } => (Code::Denied, format!("change the request, or the rule of `{by}`")),
             E::Engine(_) => {
@@ -305,23 +309,26 @@ impl From<llm::Error> for ApiError {
             }
             E::ScriptExhausted { script, .. } => (Code::ScriptExhausted, format!("add a reply to {script}")),
             E::Status { status: 401 | 403, provider, .. } => {
-                (Code::ProviderError, format!("check the key that `[llm.providers.{provider}] key_env` names"))
+                let own = format!("{}_API_KEY", provider.to_uppercase());
+                let hint =
+                    format!("check its key: {own}, or the variable that `[llm.providers.{provider}] key_env` names");
+                (Code::ProviderError, hint)
             }
-            E::Status { status: 429, .. } => (Code::ProviderError, "wait, then resume the process".to_owned()),
-            E::Status { .. } => (Code::ProviderError, "resume the process once the provider works".to_owned()),
+            E::Status { status: 404, .. } => {
+                (Code::ProviderError, "check that the provider has this model, and its base URL".to_owned())
+            }
+            E::Status { status: 429, .. } => (Code::ProviderError, "wait a while".to_owned()),
+            E::Status { .. } => (Code::ProviderError, "wait until the provider works".to_owned()),
             E::TooLong { .. } => {
                 (Code::ProviderError, "give it a smaller task, or a model with a larger window".to_owned())
             }
-            E::Open { .. } => (Code::ProviderError, "wait a minute, then resume the process".to_owned()),
-            E::Deadline { provider, .. } => (
-                Code::ProviderError,
-                format!("resume the process, or raise `timeout_s` of [llm.providers.{provider}] in aok.toml"),
-            ),
-            E::Local { .. } => (Code::ProviderUnreachable, "see `aok doctor`, then resume the process".to_owned()),
-            E::Unreachable { .. } => {
-                (Code::ProviderUnreachable, "check that it runs and the base URL, then resume the process".to_owned())
+            E::Open { .. } => (Code::ProviderError, "wait a minute".to_owned()),
+            E::Deadline { provider, .. } => {
+                (Code::ProviderError, format!("wait, or raise `timeout_s` of [llm.providers.{provider}] in aok.toml"))
             }
-            E::Malformed { .. } => (Code::BadReply, "try again, or another model".to_owned()),
+            E::Local { .. } => (Code::ProviderUnreachable, "see `aok doctor`".to_owned()),
+            E::Unreachable { .. } => (Code::ProviderUnreachable, "check that it runs, and its base URL".to_owned()),
+            E::Garbled { .. } | E::Malformed { .. } => (Code::BadReply, "try again, or another model".to_owned()),
         };
         Self { code, message, hint }
     }
@@ -418,6 +425,8 @@ mod tests {
         check(E::Local { message: message() }, Code::ProviderUnreachable, 5, &["why", "aok doctor"]);
         let malformed = E::Malformed { provider: provider(), message: message() };
         check(kernel::Error::Model(malformed), Code::BadReply, 5, &["why"]);
+        let garbled = Box::new(E::Garbled { provider: provider(), message: message() });
+        check(kernel::Error::Unanswered { pid: Pid(7), source: garbled }, Code::BadReply, 5, &["why", "--resume 7"]);
     }
 
     #[test]

@@ -216,12 +216,15 @@ impl Caller {
     }
 
     /// Stage 5.
-    pub(super) async fn dispatch(&self, act: &Act, syscall: &Syscall, admitted: &Admitted) -> Done {
+    ///
+    /// # Errors
+    /// [`Stop::Provider`]: the call has no outcome.
+    pub(super) async fn dispatch(&self, act: &Act, syscall: &Syscall, admitted: &Admitted) -> Result<Done, Stop> {
         let done = match (syscall, admitted) {
             (Syscall::Call { call, .. }, Admitted::Tool(entry, rights)) => {
                 self.call_tool(act, &call.id, &call.arguments, entry, rights).await
             }
-            (Syscall::Generate(options), Admitted::Model(model)) => self.ask_model(act, options, model).await,
+            (Syscall::Generate(options), Admitted::Model(model)) => self.ask_model(act, options, model).await?,
             (Syscall::Log { level, message }, _) => self.write_log(level, message),
             (Syscall::StateGet { .. } | Syscall::StatePut { .. } | Syscall::StateDelete { .. }, _) => {
                 self.state(syscall).await
@@ -240,7 +243,7 @@ impl Caller {
         let mut cost = act.cost();
         cost.fuel = done.cost.fuel;
         cost.memory_bytes = done.cost.memory_bytes;
-        Done { cost, ..done }
+        Ok(Done { cost, ..done })
     }
 
     async fn call_tool(&self, act: &Act, id: &str, arguments: &str, entry: &Arc<Entry>, rights: &Rights) -> Done {
@@ -270,15 +273,21 @@ impl Caller {
         }
     }
 
-    async fn ask_model(&self, act: &Act, options: &Options, call: &ModelCall) -> Done {
+    /// Asks for a reply. Where the provider is at fault the process stops where it is: a person mends what is
+    /// broken and resumes it, and nothing that it did is lost.
+    async fn ask_model(&self, act: &Act, options: &Options, call: &ModelCall) -> Result<Done, Stop> {
         let mut evicted = Vec::new();
         let reply = self.model_reply(act, options, call, &mut evicted).await;
         self.set_activity(None);
         let outcome = match reply {
             Ok(reply) => Outcome::Reply(reply),
-            Err(e) => Outcome::Failed(e),
+            Err(e) if e.is_of_the_provider() => {
+                self.emit_failed(act);
+                return Err(self.stop(Stop::Provider(Box::new(e))));
+            }
+            Err(e) => Outcome::Failed(model_error(e)),
         };
-        Done { outcome, changes: evicted, ..Done::default() }
+        Ok(Done { outcome, changes: evicted, ..Done::default() })
     }
 
     /// Asks the model, and those that stand in for it while it is out.
@@ -288,9 +297,11 @@ impl Caller {
         options: &Options,
         call: &ModelCall,
         evicted: &mut Vec<Change>,
-    ) -> Result<Reply, Error> {
-        let first = self.asked(act, options, call, &call.asked, call.fitted.clone(), evicted).await;
-        let Err(mut error) = first else { return first.map_err(model_error) };
+    ) -> Result<Reply, llm::Error> {
+        let mut error = match self.asked(act, options, call, &call.asked, call.fitted.clone(), evicted).await {
+            Err(e) => e,
+            done => return done,
+        };
         if error.is_outage() {
             for other in self.services().models.fallbacks(&call.asked.name) {
                 tracing::warn!(
@@ -303,11 +314,11 @@ impl Caller {
                 let fitted = self.fit(&other.name, other.provider.window(&other.model), call.reserve);
                 match self.asked(act, options, call, &other, fitted, evicted).await {
                     Err(e) if e.is_outage() => error = e,
-                    done => return done.map_err(model_error),
+                    done => return done,
                 }
             }
         }
-        Err(model_error(error))
+        Err(error)
     }
 
     /// Asks one model; again in a smaller window when it says that the prompt is too long.
@@ -720,9 +731,10 @@ fn check_key(key: &str) -> Result<(), Error> {
 fn model_error(e: llm::Error) -> Error {
     let code = match &e {
         llm::Error::NoModel { .. } | llm::Error::UnknownModel { .. } => Errno::NotFound,
-        llm::Error::ScriptMismatch { .. } | llm::Error::ScriptExhausted { .. } | llm::Error::Malformed { .. } => {
-            Errno::Invalid
-        }
+        llm::Error::ScriptMismatch { .. }
+        | llm::Error::ScriptExhausted { .. }
+        | llm::Error::Garbled { .. }
+        | llm::Error::Malformed { .. } => Errno::Invalid,
         llm::Error::Status { status: 401 | 403, .. } => Errno::Denied,
         llm::Error::Status { status: 429 | 500..=599, .. } | llm::Error::Open { .. } => Errno::Again,
         llm::Error::Status { .. } => Errno::Invalid,

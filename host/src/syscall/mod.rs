@@ -18,6 +18,7 @@ pub use caller::{Caller, Life, Services, now_ms};
 pub use step::{Called, StepOutcome};
 
 use crate::abi::{Effect, Error, Reply, ToolCall, ToolSpec};
+use crate::llm;
 use crate::storage::PageKind;
 
 /// Everything that an agent can do beyond computing.
@@ -244,6 +245,9 @@ pub enum Stop {
     /// The store failed: the process stays as it was last committed and can be resumed.
     #[error("{0}")]
     Store(String),
+    /// No model answered: the process stays as it was last committed and can be resumed, which asks again.
+    #[error("{0}")]
+    Provider(Box<llm::Error>),
 }
 
 impl Syscall {

@@ -91,7 +91,7 @@ impl Caller {
         if effect.is_some() && !start_is_durable {
             self.journal_start(&act, effect).await?;
         }
-        let done = self.dispatch(&act, &syscall, &admitted).await;
+        let done = self.dispatch(&act, &syscall, &admitted).await?;
         self.quota_commit(&syscall, &done);
         let done = self.after_hooks(&syscall, done);
         self.finish(&act, &syscall, effect, done, Decision::by("policy", "allow")).await

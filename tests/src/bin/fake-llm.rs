@@ -2,6 +2,7 @@
 //! URL on the first line of stdout and serves until it is killed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use system_tests::fake_llm::FakeLlm;
@@ -17,13 +18,17 @@ struct Args {
     /// Say that the model calls tools by itself.
     #[arg(long)]
     native: bool,
+    /// Milliseconds between the pieces of a streamed answer.
+    #[arg(long, default_value_t = 0)]
+    pace_ms: u64,
 }
 
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "the URL is this program's output")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let server = FakeLlm::start_as(&args.script, &args.agent, args.native).await?;
+    let server =
+        FakeLlm::start_at_pace(&args.script, &args.agent, args.native, Duration::from_millis(args.pace_ms)).await?;
     println!("{}", server.url());
     server.serve().await;
     Ok(())

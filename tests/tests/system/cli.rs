@@ -130,7 +130,7 @@ fn a_failed_call_and_a_failed_run_say_so_in_their_events() {
     let world = World::new();
     let model = world.script(&[
         json!({"tool_calls": [{"id": "a", "name": "fs__read", "arguments": {"path": "work/absent"}}]}),
-        json!({"error": {"status": 500}}),
+        json!({"error": {"status": 422}}),
     ]);
     let work = world.work();
     let run = ["run", "--task", "x", "--model", &model, "--dir", work.to_str().unwrap(), "--max-tokens", "100000"];

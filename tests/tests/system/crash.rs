@@ -1,11 +1,11 @@
-//! `kill -9` at random moments: a scripted run ends as if nobody had killed it, or says what it does not know.
+//! `kill -9` at random moments, and at chosen ones: a scripted run ends as if nobody had killed it, or says what it does not know.
 //!
 //! Real processes all the way: `aok`, its SQLite file, and the model server, which outlives the kills and counts.
 //! The first run of a scenario compiles, the second is the undisturbed one that the others are measured against.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -29,13 +29,25 @@ const WINDOW: u32 = 128_000;
 
 const SIGKILL: i32 = 9;
 
-/// Kills of each scenario.
+/// Kills of each scenario with constrained calls.
 const KILLS: usize = 200;
+
+/// Kills of the scenario with native calls, half in mid-stream and half in mid-tool.
+const NATIVE_KILLS: usize = 100;
+
+/// The native model's pace: milliseconds between the pieces of a reply, so that a kill finds it in one.
+const PACE_MS: u64 = 2;
+
+/// Of the events that mark a moment, so many pass at most before the kill.
+const PASSING: usize = 8;
 
 /// A run that is killed again and again: the world it is in, and what it looks like undisturbed.
 struct Scenario {
     world: World,
     script: Vec<Value>,
+    /// Whether the model calls tools by itself; then it is killed in mid-stream and in mid-tool.
+    native: bool,
+    kills: usize,
     rng: StdRng,
     /// How long an undisturbed run takes.
     expected: Duration,
@@ -49,6 +61,10 @@ struct Scenario {
 struct Tally {
     runs: usize,
     kills: usize,
+    /// Kills at a piece of the model's text.
+    streams: usize,
+    /// Kills at the start of a tool call.
+    tools: usize,
     /// Kills before the process was in the store.
     unborn: usize,
     /// Kills after the exit was in the store.
@@ -80,13 +96,19 @@ struct Run {
 }
 
 impl Scenario {
-    #[allow(clippy::print_stderr, reason = "a seed is no use unless it is printed")]
     fn new(script: Vec<Value>) -> Self {
+        Self::with(script, false, KILLS)
+    }
+
+    #[allow(clippy::print_stderr, reason = "a seed is no use unless it is printed")]
+    fn with(script: Vec<Value>, native: bool, kills: usize) -> Self {
         let seed = std::env::var("AOK_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
         eprintln!("seed {seed} (set AOK_SEED to repeat it)");
         Self {
             world: World::new(),
             script,
+            native,
+            kills,
             rng: StdRng::seed_from_u64(seed),
             expected: Duration::ZERO,
             left: 0,
@@ -102,7 +124,7 @@ impl Scenario {
         let run = self.run();
         self.expected = began.elapsed();
         assert_eq!(run.server.requests().len() as u64, STEPS);
-        self.left = KILLS;
+        self.left = self.kills;
         self.tally = Tally::default();
         run
     }
@@ -110,7 +132,9 @@ impl Scenario {
     /// Runs the script once, killed at random moments while there are kills left.
     fn run(&mut self) -> Run {
         let model = self.world.script(&self.script);
-        let server = ModelServer::start(Path::new(model.trim_start_matches("script/")), "assistant");
+        let pace = PACE_MS.to_string();
+        let options: &[&str] = if self.native { &["--native", "--pace-ms", &pace] } else { &[] };
+        let server = ModelServer::start_with(Path::new(model.trim_start_matches("script/")), options);
         self.world.configure(&server.config(WINDOW));
         for entry in fs::read_dir(self.world.work()).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
@@ -172,23 +196,40 @@ impl Scenario {
         let mut command = self.world.aok(&args);
         command.stdout(Stdio::piped()).stderr(fs::File::create(&stderr).unwrap());
         let mut child = command.spawn().expect("aok can be started");
-        let mut stdout = child.stdout.take().expect("it is a pipe");
-        let (send, ended) = mpsc::channel();
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is a pipe"));
+        let moment = self.moment();
+        let mut passing = moment.passing();
+        let (send, come) = mpsc::channel();
         let reader = std::thread::spawn(move || {
             let mut bytes = Vec::new();
-            stdout.read_to_end(&mut bytes).expect("a pipe can be read");
-            // The other side may have stopped waiting.
-            let _ = send.send(());
+            let mut from = 0;
+            while stdout.read_until(b'\n', &mut bytes).expect("a pipe can be read") > 0 {
+                if moment.is_marked_by(&bytes[from..]) {
+                    passing = passing.saturating_sub(1);
+                    if passing == 0 {
+                        // The other side may have stopped waiting, here and below.
+                        let _ = send.send(true);
+                    }
+                }
+                from = bytes.len();
+            }
+            let _ = send.send(false);
             bytes
         });
-        if self.left > 0 {
-            let moment = self.expected.mul_f64(self.rng.random::<f64>());
-            if ended.recv_timeout(moment).is_err() {
-                child.kill().expect("it has not been waited for");
-            }
+        let kill = match moment {
+            Moment::None => false,
+            Moment::After(time) => come.recv_timeout(time).is_err(),
+            Moment::Text(_) | Moment::Tool(_) => come.recv().expect("the reader says how it ended"),
+        };
+        if kill {
+            child.kill().expect("it has not been waited for");
         }
         let status = child.wait().unwrap();
         let bytes = reader.join().unwrap();
+        if status.signal() == Some(SIGKILL) {
+            self.tally.streams += usize::from(matches!(moment, Moment::Text(_)));
+            self.tally.tools += usize::from(matches!(moment, Moment::Tool(_)));
+        }
         // A killed process may have got half a line out.
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
         let text = std::str::from_utf8(&bytes[..whole]).expect("aok prints UTF-8");
@@ -197,6 +238,16 @@ impl Scenario {
             code: status.code(),
             events: text.lines().map(|l| serde_json::from_str(l).expect("each line is JSON")).collect(),
             stderr: fs::read_to_string(&stderr).unwrap(),
+        }
+    }
+
+    /// When the next life is killed.
+    fn moment(&mut self) -> Moment {
+        match self.left {
+            0 => Moment::None,
+            _ if !self.native => Moment::After(self.expected.mul_f64(self.rng.random::<f64>())),
+            left if left % 2 == 0 => Moment::Text(self.rng.random_range(1..=PASSING * 4)),
+            _ => Moment::Tool(self.rng.random_range(1..=PASSING)),
         }
     }
 
@@ -221,7 +272,7 @@ impl Scenario {
         let all = self.world.run(&["--json", "ps"]).exits(0).lines();
         assert!(all.iter().all(|p| p["exit"]["status"] == "success"), "{all:?}");
         eprintln!("an undisturbed run took {:?}; {:?}", self.expected, self.tally);
-        assert_eq!(self.tally.kills, KILLS);
+        assert_eq!(self.tally.kills, self.kills);
     }
 
     /// The model was asked each thing once, but for a request whose outcome a kill made the kernel lose.
@@ -250,6 +301,37 @@ impl Scenario {
     }
 }
 
+/// A moment for a kill.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// Never.
+    None,
+    /// After a time.
+    After(Duration),
+    /// At the so-manieth piece of text: in mid-stream.
+    Text(usize),
+    /// At the so-manieth start of a tool: in mid-tool.
+    Tool(usize),
+}
+
+impl Moment {
+    fn passing(self) -> usize {
+        match self {
+            Self::None | Self::After(_) => 0,
+            Self::Text(n) | Self::Tool(n) => n,
+        }
+    }
+
+    fn is_marked_by(self, line: &[u8]) -> bool {
+        let has = |text: &str| line.windows(text.len()).any(|w| w == text.as_bytes());
+        match self {
+            Self::None | Self::After(_) => false,
+            Self::Text(_) => has(r#""type":"text""#),
+            Self::Tool(_) => has(r#""type":"tool_start""#),
+        }
+    }
+}
+
 impl Life {
     fn pid(&self) -> Option<u64> {
         self.events.first().and_then(|e| e["pid"].as_u64())
@@ -263,9 +345,10 @@ impl Life {
     }
 }
 
-/// The kernel's ids of a constrained reply's calls are `call_TURN` and `call_TURN_N`.
+/// The kernel's ids of a constrained reply's calls are `call_TURN` and `call_TURN_N`, the script's own are a
+/// letter and the turn.
 fn turn_of(call_id: &str) -> Option<u64> {
-    call_id.split('_').nth(1)?.parse().ok()
+    call_id.split('_').nth(1).or(call_id.get(1..))?.parse().ok()
 }
 
 fn call(id: String, name: &str, arguments: Value) -> Value {
@@ -315,10 +398,23 @@ fn idempotent_script() -> Vec<Value> {
 
 #[test]
 fn a_run_with_idempotent_tools_ends_as_if_it_had_never_been_killed() {
-    let script = idempotent_script();
+    ends_as_if_undisturbed(Scenario::new(idempotent_script()));
+}
+
+#[test]
+fn a_run_with_native_calls_that_is_killed_in_mid_stream_and_in_mid_tool_ends_so_too() {
+    let mut script = idempotent_script();
+    for (line, turn) in script.iter_mut().zip(1..STEPS) {
+        line["text"] = format!("Now I go on with step {turn} of what I was told.").into();
+    }
+    let scenario = ends_as_if_undisturbed(Scenario::with(script, true, NATIVE_KILLS));
+    let Tally { streams, tools, .. } = scenario.tally;
+    assert!(streams >= NATIVE_KILLS / 3 && tools >= NATIVE_KILLS / 3, "{:?}", scenario.tally);
+}
+
+fn ends_as_if_undisturbed(mut scenario: Scenario) -> Scenario {
     let calls = |l: &Value| l["tool_calls"].as_array().map_or(0, Vec::len);
-    let calls: usize = script.iter().map(calls).sum();
-    let mut scenario = Scenario::new(script);
+    let calls: usize = scenario.script.iter().map(calls).sum();
     let undisturbed = scenario.undisturbed();
     assert_eq!(undisturbed.exit, json!({ "status": "success", "message": "The last product is 203." }));
     let written = files(&scenario.world.work());
@@ -335,6 +431,7 @@ fn a_run_with_idempotent_tools_ends_as_if_it_had_never_been_killed() {
         assert_eq!(scenario.decisions(run.pid, "call"), vec!["allow"; calls]);
     }
     scenario.finish();
+    scenario
 }
 
 /// The lines that the script of appends adds, in order.

@@ -409,7 +409,7 @@ fn https_needs_a_certificate_that_this_machine_knows() {
 }
 
 /// A TLS server that answers each request with `secret`.
-fn tls_server(certified: rcgen::CertifiedKey<rcgen::KeyPair>) -> u16 {
+pub(crate) fn tls_server(certified: rcgen::CertifiedKey<rcgen::KeyPair>) -> u16 {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_rustls::rustls::ServerConfig;
     use tokio_rustls::rustls::crypto::ring;

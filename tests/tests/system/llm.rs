@@ -165,7 +165,7 @@ async fn each_failure_of_a_server_is_told_apart() {
     );
     assert!(matches!(first("{\"error\":{\"status\":503}}").await, Err(Error::Status { status: 503, .. })));
     assert!(matches!(first("{\"text\":\"a b c d e f\",\"stream_cut\":true}").await, Err(Error::Unreachable { .. })));
-    assert!(matches!(first("{\"raw\":\"data: {nonsense\\n\\n\"}").await, Err(Error::Malformed { .. })));
+    assert!(matches!(first("{\"raw\":\"data: {nonsense\\n\\n\"}").await, Err(Error::Garbled { .. })));
     assert!(matches!(first("{\"raw\":\"\"}").await, Err(Error::Unreachable { .. })));
     let mismatch = first("{\"expect\":\"apples\",\"text\":\"x\"}").await.unwrap_err().to_string();
     assert!(mismatch.contains("400") && mismatch.contains("apples"), "{mismatch}");
@@ -317,7 +317,7 @@ async fn an_empty_answer_and_two_answers_have_a_stated_outcome() {
     };
     let server = serve(&raw("  ")).await;
     let why = ask(&provider(&server.url()), request(1, vec![user("x")], vec![])).await.0.unwrap_err();
-    assert!(matches!(&why, Error::Malformed { message, .. } if message.contains("empty")), "{why:?}");
+    assert!(matches!(&why, Error::Garbled { message, .. } if message.contains("empty")), "{why:?}");
     let server = serve(&raw(r#"{"answer":"one"} {"answer":"two"}"#)).await;
     let reply = ask(&provider(&server.url()), request(1, vec![user("x")], vec![calc()])).await.0.unwrap();
     assert_eq!(reply.text, "one");

@@ -155,10 +155,14 @@ impl World {
 
     /// Starts `aok` beside the test.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
+        self.spawn(&mut self.aok(args))
+    }
+
+    fn spawn(&self, command: &mut Command) -> Running {
         let file = || NamedTempFile::new_in(self.dir.path()).expect("a file for its output");
         let (stdout, stderr) = (file(), file());
         let open = |file: &NamedTempFile| file.reopen().expect("the file is there");
-        let child = self.aok(args).stdout(open(&stdout)).stderr(open(&stderr)).spawn().expect("aok can be started");
+        let child = command.stdout(open(&stdout)).stderr(open(&stderr)).spawn().expect("aok can be started");
         Running { child, stdout, stderr }
     }
 
@@ -225,8 +229,14 @@ impl World {
 
     /// Starts a run that has made its tool call and waits for its model, for ten minutes.
     pub(crate) fn waiting(&self) -> Running {
+        self.waiting_with(("AOK_NOTHING", ""))
+    }
+
+    /// As [`Self::waiting`], with one more variable in its environment.
+    pub(crate) fn waiting_with(&self, variable: (&str, &str)) -> Running {
         let model = self.slow(600_000);
-        let mut run = self.start(&["run", "--task", "wait", "--model", &model, "--json"]);
+        let args = ["run", "--task", "wait", "--model", &model, "--json"];
+        let mut run = self.spawn(self.aok(&args).env(variable.0, variable.1));
         run.event("tool_end");
         run
     }
@@ -240,6 +250,11 @@ impl World {
         }
         command.stdin(Stdio::null());
         command
+    }
+
+    /// Runs `aok` to its end with one more variable in its environment.
+    pub(crate) fn run_with(&self, args: &[&str], variable: (&str, &str)) -> Ran {
+        Ran::of(self.aok(args).env(variable.0, variable.1).output().expect("aok can be started"))
     }
 
     /// Runs `aok` to its end.
@@ -311,8 +326,13 @@ pub(crate) struct ModelServer {
 impl ModelServer {
     /// Serves a script for `agent`.
     pub(crate) fn start(script: &Path, agent: &str) -> Self {
+        Self::start_with(script, &["--agent", agent])
+    }
+
+    /// Serves a script with more options of `fake-llm`.
+    pub(crate) fn start_with(script: &Path, options: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fake-llm"));
-        command.arg(script).args(["--agent", agent]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.arg(script).args(options).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the fake model server can be started");
         let mut url = String::new();
         let stdout = child.stdout.take().expect("its stdout is a pipe");
