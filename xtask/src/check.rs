@@ -61,6 +61,55 @@ pub(crate) fn judge(events: &[Value], task: &str) -> Verdict {
     }
 }
 
+/// What can be said of an answer about files that this program knows nothing of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Support {
+    /// Each figure of the answer stands in a tool's result, or in the task.
+    Found {
+        /// Tool calls that returned a result.
+        calls: usize,
+        /// The figures.
+        figures: Vec<String>,
+    },
+    /// Some do not.
+    Missing {
+        /// Tool calls that returned a result.
+        calls: usize,
+        /// Figures that no tool returned.
+        invented: Vec<String>,
+    },
+    /// The answer has no figure.
+    NoFigures {
+        /// Tool calls that returned a result.
+        calls: usize,
+    },
+    /// The run ended without an answer.
+    NoAnswer {
+        /// The kernel's reason.
+        why: String,
+    },
+}
+
+/// Holds the figures of an answer against everything that the tools returned.
+pub(crate) fn support(events: &[Value], task: &str) -> Support {
+    let exit = events.iter().rev().find(|event| event["type"] == "exit");
+    let Some(answer) = exit.and_then(|event| event["answer"].as_str()) else {
+        let why = exit.and_then(|event| event["message"].as_str()).unwrap_or("there is no exit event");
+        return Support::NoAnswer { why: why.to_owned() };
+    };
+    let good = events.iter().filter(|event| event["type"] == "tool_end" && event["ok"] == true);
+    let results: Vec<String> = good.map(|event| text(&event["result"])).collect();
+    let calls = results.len();
+    let stated = numbers(answer);
+    let known: BTreeSet<String> = results.iter().flat_map(|r| numbers(r)).chain(numbers(task)).collect();
+    let invented: Vec<String> = stated.difference(&known).cloned().collect();
+    match (stated.is_empty(), invented.is_empty()) {
+        (true, _) => Support::NoFigures { calls },
+        (_, true) => Support::Found { calls, figures: stated.into_iter().collect() },
+        _ => Support::Missing { calls, invented },
+    }
+}
+
 /// The numbers after `WORD:` in a line, for a word that stands by itself; none where it is prose.
 fn facts(line: &str, words: &BTreeSet<&str>) -> BTreeSet<String> {
     let line = line.to_lowercase();
@@ -156,6 +205,26 @@ mod tests {
         assert_eq!(ask_about_mugs(&both, "1240 mugs at 8.50, 7 teapots"), wrong(&[], &["7"]));
         assert_eq!(ask_about_mugs(&both, "There are many mugs."), wrong(&["1240", "8.5"], &[]));
         assert_eq!(ask_about_mugs(&[], "1240"), Verdict::NothingRead);
+    }
+
+    #[test]
+    fn an_answer_about_unknown_files_is_supported_or_not() {
+        let ask = |result: Value, answer: &str| {
+            let events =
+                [json!({"type": "tool_end", "ok": true, "result": result}), json!({"type": "exit", "answer": answer})];
+            support(&events, "Name 3 of them.")
+        };
+        let listing = json!({"entries": [{"name": "a.txt", "size": 120}, {"name": "b.txt", "size": 7}]});
+        assert_eq!(
+            ask(listing.clone(), "3 files; a.txt has 120 bytes"),
+            Support::Found { calls: 1, figures: vec!["120".to_owned(), "3".to_owned()] }
+        );
+        assert_eq!(
+            ask(listing.clone(), "a.txt has 121"),
+            Support::Missing { calls: 1, invented: vec!["121".to_owned()] }
+        );
+        assert_eq!(ask(listing, "two files"), Support::NoFigures { calls: 1 });
+        assert!(matches!(support(&[], ""), Support::NoAnswer { .. }));
     }
 
     #[test]

@@ -3,15 +3,15 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::check::{Verdict, judge};
-use crate::local_model::{self, LocalModel};
+use crate::check::{Support, Verdict, judge, support};
+use crate::local_model;
 use crate::step::{aok, line, note, root, run, step};
 
 /// The directory that the agent's tools see, by its last name.
@@ -24,33 +24,61 @@ const REAL_TASK: &str = "demo/real-task.txt";
 /// How long a real model may think about the task, on a slow machine.
 const MODEL_TIME: Duration = Duration::from_secs(600);
 
-/// Where a real model comes from.
-enum Model {
-    /// An endpoint that the environment names.
-    Endpoint { base_url: Option<String>, has_key: bool, name: String },
-    /// The pinned server on this machine; it lives as long as this value.
-    Local(LocalModel),
+/// What a person may choose.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// A folder of your own to ask about, read-only, instead of the repository's example
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// What to ask, instead of what the demo asks
+    #[arg(long)]
+    task: Option<String>,
+    /// The model, `provider/model`, instead of the one that is found
+    #[arg(long)]
+    model: Option<String>,
 }
+
+/// Where a real model comes from.
+struct Model {
+    /// `provider/model`, as `--model` wants it.
+    name: String,
+    /// What of `aok.toml` leads to it.
+    config: String,
+}
+
+/// Providers whose key may be in the environment, with a small model of each. `AOK_MODEL` and `--model` name others.
+const HOSTED: [(&str, &str); 3] = [
+    ("ANTHROPIC_API_KEY", "anthropic/claude-haiku-4-5"),
+    ("OPENAI_API_KEY", "openai/gpt-4.1-mini"),
+    ("OPENROUTER_API_KEY", "openrouter/openai/gpt-4.1-mini"),
+];
 
 /// Runs both parts.
 ///
 /// # Errors
-/// When the build or the scripted part fails. That no real model can be had is no error: it is said.
-pub(crate) fn demo() -> Result<()> {
+/// When the build or the scripted part fails, or a folder that was named is none. That no real model can be had is no
+/// error: it is said.
+pub(crate) fn demo(options: &Options) -> Result<()> {
+    if let Some(dir) = options.dir.as_ref().filter(|dir| !dir.is_dir()) {
+        bail!("{} is no folder; name one that exists with --dir", dir.display());
+    }
     crate::build::build()?;
-    scripted()?;
+    if options.dir.is_none() && options.task.is_none() {
+        scripted()?;
+    }
     let work = tempfile::tempdir().context("no temporary directory can be made")?;
-    let model = match model(work.path()) {
+    let model = match model(options) {
         Ok(model) => model,
         Err(why) => {
             println!("\nNot shown: the same with a real model. {why:#}");
             println!(
-                "To show it with your own: OPENAI_BASE_URL=… OPENAI_API_KEY=… AOK_MODEL=openai/NAME cargo xtask demo"
+                "To show it with your own: ANTHROPIC_API_KEY=… cargo xtask demo, or \
+                 OPENAI_BASE_URL=… cargo xtask demo --model openai/NAME"
             );
             return Ok(());
         }
     };
-    real(&model, work.path())
+    real(&model, options, work.path())
 }
 
 /// The text of a task that the repository ships.
@@ -92,65 +120,54 @@ fn scripted() -> Result<()> {
     })
 }
 
-/// The endpoint that the environment names, else the pinned server on this machine.
-fn model(work: &Path) -> Result<Model> {
+/// The model that was named, else one whose key is in the environment, else the pinned one on this machine.
+fn model(options: &Options) -> Result<Model> {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let (url, key) = (set("OPENAI_BASE_URL"), set("OPENAI_API_KEY"));
-    if url.is_some() || key.is_some() {
-        match set("AOK_MODEL") {
-            Some(name) if name.contains('/') => {
-                return Ok(Model::Endpoint { base_url: url, has_key: key.is_some(), name });
-            }
-            _ => note("the environment names an endpoint but no model (AOK_MODEL=openai/NAME): using the local one"),
-        }
+    let hosted = || HOSTED.iter().find(|(key, _)| set(key).is_some()).map(|(_, model)| (*model).to_owned());
+    if let Some(name) = options.model.clone().or_else(|| set("AOK_MODEL")).or_else(hosted) {
+        return Ok(Model { name, config: String::new() });
     }
-    // It outlives the run that uses it by the time of one more.
-    LocalModel::start(MODEL_TIME * 2, &work.join("model-server.log")).map(Model::Local)
+    let files = local_model::files()?;
+    Ok(Model {
+        name: format!("local/{}", files.weights.display()),
+        // JSON's strings are TOML's basic strings, so a path cannot break out of its quotes. That this model calls no
+        // tools by itself is known: it need not be asked.
+        config: format!(
+            "[llm.local]\nserver = {}\nwindow = {}\nnative_tools = false\n",
+            Value::from(files.server.display().to_string()),
+            local_model::WINDOW
+        ),
+    })
 }
 
-impl Model {
-    /// `provider/model`, as `--model` wants it.
-    fn name(&self) -> String {
-        match self {
-            Self::Endpoint { name, .. } => name.clone(),
-            Self::Local(_) => format!("local/{}", local_model::NAME),
-        }
-    }
-
-    /// The `aok.toml` that leads to it. JSON's strings are TOML's basic strings, so a value cannot
-    /// break out of its quotes.
-    fn config(&self) -> String {
-        let quoted = |text: &str| Value::from(text).to_string();
-        match self {
-            // The kernel knows the provider `openai` from the same variables.
-            Self::Endpoint { base_url: Some(base_url), has_key, name } if !name.starts_with("openai/") => {
-                let provider = name.split_once('/').map_or(name.as_str(), |(provider, _)| provider);
-                let key = if *has_key { "key_env = \"OPENAI_API_KEY\"\n" } else { "" };
-                let (provider, base_url) = (quoted(provider), quoted(base_url));
-                format!("[llm.providers.{provider}]\nkind = \"openai\"\nbase_url = {base_url}\n{key}")
-            }
-            Self::Endpoint { .. } => String::new(),
-            Self::Local(model) => format!(
-                "[llm.providers.local]\nkind = \"openai\"\nbase_url = {}\nwindow = {}\n",
-                quoted(&model.base_url()),
-                local_model::WINDOW
-            ),
-        }
-    }
-}
-
-fn real(model: &Model, work: &Path) -> Result<()> {
+fn real(model: &Model, options: &Options, work: &Path) -> Result<()> {
     let data = work.join("data");
     fs::create_dir(&data).with_context(|| format!("cannot create {}", data.display()))?;
-    fs::write(data.join("aok.toml"), model.config()).context("cannot write the demo's aok.toml")?;
-    let task = task(REAL_TASK)?;
-    let what = format!("The same kind of task with a real model, {}", model.name());
-    let events = step(&what, "half a minute on two cores; at most ten", || {
+    fs::write(data.join("aok.toml"), &model.config).context("cannot write the demo's aok.toml")?;
+    let example = root().join(DIR);
+    let dir = options.dir.as_deref().unwrap_or(&example);
+    let name = dir.canonicalize().ok().and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned()));
+    let name = name.context("the folder has no name of its own; name one that is not a root")?;
+    let task = match (&options.task, &options.dir) {
+        (Some(task), _) => task.clone(),
+        (None, None) => task(REAL_TASK)?,
+        (None, Some(_)) => {
+            format!(
+                "Which files are in {name}, and how many bytes has each? Then read the smallest and say what it is about."
+            )
+        }
+    };
+    let what = format!("A task with a real model, {}", model.name);
+    let events = step(&what, "half a minute on two cores with the local model; at most ten", || {
         println!("\nTask:   {task}");
-        follow(model, &task, &data)
+        follow(model, &task, dir, &data)
     })?;
     println!();
-    report(&judge(&events, &task));
+    if options.dir.is_none() && options.task.is_none() {
+        report(&judge(&events, &task));
+    } else {
+        report_support(&support(&events, &task));
+    }
     step("What the kernel kept of it: `aok audit verify` and `aok ps`", "at once", || {
         run(kernel(&data)?.args(["audit", "verify"]))?;
         run(kernel(&data)?.arg("ps"))
@@ -158,11 +175,11 @@ fn real(model: &Model, work: &Path) -> Result<()> {
 }
 
 /// Runs the task and prints its tool calls and its answer as they come; all its events.
-fn follow(model: &Model, task: &str, data: &Path) -> Result<Vec<Value>> {
+fn follow(model: &Model, task: &str, dir: &Path, data: &Path) -> Result<Vec<Value>> {
     let mut command = kernel(data)?;
     let limit = format!("{}s", MODEL_TIME.as_secs());
-    command.args(["run", "--json", "--task", task, "--dir", DIR, "--timeout", &limit]);
-    command.args(["--model", &model.name()]).stdout(Stdio::piped());
+    command.args(["run", "--json", "--task", task, "--timeout", &limit, "--model", &model.name, "--dir"]).arg(dir);
+    command.stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {}", line(&command)))?;
     let stdout = child.stdout.take().context("the kernel's output was not piped")?;
     let mut events = Vec::new();
@@ -212,19 +229,27 @@ fn report(verdict: &Verdict) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_endpoint_cannot_break_out_of_its_quotes() {
-        let model = Model::Endpoint {
-            base_url: Some("http://x/\"\nkey = 1".to_owned()),
-            has_key: true,
-            name: "my.host/some/model".to_owned(),
-        };
-        let expected = "[llm.providers.\"my.host\"]\nkind = \"openai\"\nbase_url = \"http://x/\\\"\\nkey = 1\"\n\
-                        key_env = \"OPENAI_API_KEY\"\n";
-        assert_eq!(model.config(), expected);
+fn report_support(support: &Support) {
+    let few = |calls: &usize| match calls {
+        0 => " It called no tool: it stands on nothing.".to_owned(),
+        1 => " It made one tool call only.".to_owned(),
+        _ => String::new(),
+    };
+    match support {
+        Support::Found { calls, figures } => println!(
+            "Checked: each figure of the answer ({}) stands in what {calls} sandboxed tool calls returned.{}",
+            figures.join(", "),
+            few(calls)
+        ),
+        Support::Missing { calls, invented } => println!(
+            "Checked: the answer says {}, which none of {calls} tool calls returned: the model made it up, or reckoned it.{}",
+            invented.join(", "),
+            few(calls)
+        ),
+        Support::NoFigures { calls } => println!(
+            "Checked: the answer states no figure that could be held against the {calls} tool results above.{}",
+            few(calls)
+        ),
+        Support::NoAnswer { why } => println!("Checked: there is no answer: {why}"),
     }
 }

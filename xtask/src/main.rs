@@ -34,7 +34,7 @@ enum Task {
     /// Build the bundled guests and the kernel
     Build,
     /// Show an agent at work on real files: a scripted model first, then a real one
-    Demo,
+    Demo(demo::Options),
     /// Run the tests
     Test {
         /// Also fetch and start what some tests need, a real model included; nothing is skipped
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Toolchain => build::toolchain().map(|()| true),
         Task::Build => build::build().map(|()| true),
-        Task::Demo => demo::demo().map(|()| true),
+        Task::Demo(options) => demo::demo(&options).map(|()| true),
         Task::Test { all } => test::test(all),
         Task::Bench { name, json } => bench::bench(&name, json),
     };

@@ -37,6 +37,8 @@ pub(crate) fn test(all: bool) -> Result<bool> {
         let model = LocalModel::start(Duration::from_secs(60 * 60), &release_dir()?.join("model-server.log"))?;
         command.env("AOK_TEST_ALL", "1").env("AOK_REAL_LLM_URL", model.base_url());
         command.env("AOK_REAL_LLM_NAME", crate::local_model::NAME);
+        let files = crate::local_model::files()?;
+        command.env("AOK_LLAMA_SERVER", files.server).env("AOK_WEIGHTS", files.weights);
         Some(model)
     } else {
         None

@@ -167,6 +167,10 @@ impl ToolImage {
             message,
             hint: "`list-tools` must return without files, state or other rights".into(),
         };
+        let limited = |limit: &str, message: String| Refusal {
+            hint: format!("it needs less, or a higher limit of `{limit}` under `[limits]` in aok.toml"),
+            ..refusal(message)
+        };
         let session = Session::detached(self.limits.log);
         let began = Instant::now();
         let mut store =
@@ -175,7 +179,12 @@ impl ToolImage {
             let instance = self.pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
         });
-        let specs = listed.await.map_err(|e| refusal(format!("`list-tools` failed: {}", fall_text(&e, &store))))?;
+        let specs = listed.await.map_err(|e| match classify(&e, &store.data().meter) {
+            Fall::Limit(limit, why) => limited(&limit, format!("`list-tools` failed: {why}")),
+            Fall::Trap(why) => refusal(format!("`list-tools` failed: {why}")),
+            Fall::Busy => refusal("`list-tools` failed: too many guests run at once".to_owned()),
+            Fall::Stop(stop) => refusal(format!("`list-tools` failed: {stop}")),
+        })?;
         specs.into_iter().map(spec).collect()
     }
 
@@ -261,14 +270,6 @@ fn fall_error(tool: &str, error: &wasmtime::Error, data: &ToolStore, fuel: u64, 
         ),
         Fall::Stop(stop) => Error::new(Errno::Io, stop.to_string()),
         Fall::Trap(why) => Error::new(Errno::Io, format!("the tool `{tool}` broke: {why}")),
-    }
-}
-
-fn fall_text(error: &wasmtime::Error, store: &Store<ToolStore>) -> String {
-    match classify(error, &store.data().meter) {
-        Fall::Limit(_, why) | Fall::Trap(why) => why,
-        Fall::Busy => "too many guests run at once".to_owned(),
-        Fall::Stop(stop) => stop.to_string(),
     }
 }
 

@@ -68,7 +68,7 @@ impl Builder {
             lock: Mutex::new(Some(lock)),
         };
         let kernel = self.assemble(store, Some(owner)).await?;
-        kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow").await?;
+        kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
         kernel.bury_clients(&heads).await?;
         Ok(kernel)
     }

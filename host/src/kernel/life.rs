@@ -46,7 +46,7 @@ impl Kernel {
     /// Unknown agent or model, arguments out of range, a hook's refusal, a failing store.
     pub async fn spawn(&self, request: SpawnRequest) -> Result<(Pid, UnboundedReceiver<Event>), Error> {
         let owner = self.owner()?;
-        let request = self.before_spawn(request)?;
+        let request = self.before_spawn(request).await?;
         let agent = self.find_agent(&request.agent)?;
         check_request(&request)?;
         let services = &self.0.services;
@@ -133,7 +133,7 @@ impl Kernel {
         let chain = Chain::resume(pid, head);
         let life = Life { spec: row.spec, pages, first_page: HEAD_PAGES + 1, usage: row.usage, chain, journal };
         let Born { process, events } = self.adopt(life);
-        self.audit("resume", &pid.to_string(), "allow").await?;
+        self.audit("resume", &pid.to_string(), "allow", "kernel").await?;
         process.caller.emit(0, EventKind::State { state: ProcessState::Runnable });
         self.run_agent(&process, image)?;
         Ok(events)
@@ -276,7 +276,7 @@ impl Kernel {
         }
     }
 
-    fn before_spawn(&self, mut request: SpawnRequest) -> Result<SpawnRequest, Error> {
+    async fn before_spawn(&self, mut request: SpawnRequest) -> Result<SpawnRequest, Error> {
         if request.agent.is_empty() {
             request.agent = "assistant".to_owned();
         }
@@ -312,7 +312,11 @@ impl Kernel {
                     ..request
                 })
             }
-            hook::Outcome::Denied { by, reason } => Err(Error::Denied { by, reason }),
+            hook::Outcome::Denied { by, reason } => {
+                // There is no process whose chain could hold it.
+                self.audit("spawn", &request.agent, "deny", &by).await?;
+                Err(Error::Denied { by, reason })
+            }
         }
     }
 
@@ -423,7 +427,7 @@ impl Kernel {
         }
         // The head of each ended chain stands in the kernel's chain too: a chain that is cut or made
         // anew later does not fit it.
-        if let Err(e) = self.audit("exit", &head, exit.status()).await {
+        if let Err(e) = self.audit("exit", &head, exit.status(), "kernel").await {
             tracing::warn!("the exit of process {pid} is not in the kernel's audit chain: {e}");
         }
         self.tell(Hook::OnAgentExit, caller, || json!({ "status": exit.status(), "message": exit.message() }));

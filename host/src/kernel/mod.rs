@@ -123,10 +123,10 @@ impl Kernel {
     }
 
     /// Writes a record into the kernel's own chain.
-    async fn audit(&self, event: &str, object: &str, decision: &str) -> Result<(), Error> {
+    async fn audit(&self, event: &str, object: &str, decision: &str, by: &str) -> Result<(), Error> {
         let owner = self.owner()?;
         let mut chain = owner.chain.lock().await;
-        let record = chain.append(now_ms(), event, object, decision, "kernel");
+        let record = chain.append(now_ms(), event, object, decision, by);
         self.0.services.store.enqueue(Batch { pid: Pid::KERNEL, changes: vec![Change::Audit(record)] }).await?;
         Ok(())
     }
@@ -140,7 +140,7 @@ impl Kernel {
                 live.process.caller.close_events();
             }
             self.0.services.models.stop().await;
-            if let Err(e) = self.audit("kernel-stop", "", "allow").await {
+            if let Err(e) = self.audit("kernel-stop", "", "allow", "kernel").await {
                 tracing::warn!("the end of the kernel is not in the audit log: {e}");
             }
             self.0.services.store.close().await;

@@ -283,6 +283,8 @@ impl Caller {
         })));
         changes.push(Change::Usage(self.usage()));
         let verb = match (&done.outcome, decision.verb) {
+            // A right that was checked inside the call: a file outside its directories, a host that was not granted.
+            (Outcome::Failed(e), "allow") if e.code == Errno::Denied => "deny",
             (Outcome::Failed(_), "allow") => "error",
             (_, verb) => verb,
         };

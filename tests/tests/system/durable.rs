@@ -556,6 +556,47 @@ async fn a_hook_denies_and_rewrites_tool_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_floods_its_log_is_ended_by_that_limit() {
+    let lab = Lab::new(&[STEPPER]);
+    let kernel = lab.kernel().await;
+    let flood = |lines: u32| lab.request("stepper", json!([{"op": "flood", "lines": lines, "bytes": 1 << 20}]));
+    let (pid, _events) = kernel.spawn(flood(2)).await.unwrap();
+    assert_eq!(answer(&kernel, pid).await, json!([null]));
+    let (pid, _events) = kernel.spawn(flood(40)).await.unwrap();
+    let exit = in_time(kernel.wait(pid)).await.unwrap();
+    assert!(matches!(&exit, Exit::OverQuota(why) if why.contains("logged more than")), "{exit:?}");
+    kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_models_cost_ends_a_process_that_has_spent_its_money() {
+    let mut lab = Lab::new(&[STEPPER]);
+    let script = lab.world.dir.path().join("priced.jsonl");
+    let line = r#"{"text":"x","usage":{"input":10,"cached":4,"output":1}}"#;
+    std::fs::write(&script, format!("{line}\n{line}\n{line}\n")).unwrap();
+    let server = FakeLlm::start(&script, "stepper").await.unwrap();
+    lab.model = "fake/m".to_owned();
+    let price = "[llm.prices.\"fake/m\"]\ninput = 2\ncached = 0.5\noutput = 10\n";
+    let toml = format!(
+        "[llm.providers.fake]\nkind = \"openai\"\nbase_url = \"{}\"\nnative_tools = true\n{price}",
+        server.url()
+    );
+    let path = lab.world.dir.path().join("aok.toml");
+    std::fs::write(&path, toml).unwrap();
+    let kernel = lab.kernel_with(Config::load(&path, true).unwrap()).await;
+    // One call costs 6 * 2 + 4 * 0.5 + 10 micro-USD.
+    let asks = json!([{"op": "generate"}, {"op": "generate"}, {"op": "generate"}]);
+    let mut request = lab.request("stepper", asks);
+    request.quota.micro_usd = 40;
+    let (pid, _events) = kernel.spawn(request).await.unwrap();
+    let exit = in_time(kernel.wait(pid)).await.unwrap();
+    assert!(matches!(&exit, Exit::OverQuota(why) if why.contains("--max-usd")), "{exit:?}");
+    let process = kernel.ps().await.unwrap().into_iter().find(|p| p.pid == pid.0).unwrap();
+    assert_eq!((process.micro_usd, server.requests().len()), (Some(48), 2), "the third call is not made");
+    kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_denies_and_rewrites_a_spawn() {
     let lab = Lab::new(&[STEPPER]);
     let kernel = lab.kernel().await;
@@ -582,6 +623,8 @@ async fn a_hook_denies_and_rewrites_a_spawn() {
     let (pid, _events) = kernel.spawn(named("good")).await.unwrap();
     assert_eq!(answer(&kernel, pid).await, json!([pid.0]));
     assert_eq!(kernel.ps().await.unwrap().len(), 1, "what was refused is not a process");
+    let denied = audited(&kernel, Pid::KERNEL, "spawn").await;
+    assert_eq!(denied, [("stepper".to_owned(), "deny".to_owned(), "gate".to_owned())], "and is in the kernel's chain");
     kernel.shutdown().await;
 }
 

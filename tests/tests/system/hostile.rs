@@ -52,6 +52,24 @@ fn stopped(tool: &str, limits: &str, limit: &str, allowed: &str) {
 }
 
 #[test]
+fn a_component_of_too_many_instances_is_stopped_by_that_limit() {
+    let world = World::new();
+    // Loaded once, so that what it has is known.
+    world.run(&["tool", "ls"]).exits(0);
+    world.configure("[limits]\ninstances = 1\n");
+    let call = ["tool", "call", "calc__eval", r#"{"expression":"1"}"#, "--json"];
+    let message = world.run(&call).exits(1).lines()[0]["error"]["message"].to_string();
+    assert!(message.contains("cannot be loaded") && message.contains("more than 1 instances"), "{message}");
+    // One that was never loaded is refused with the same reason.
+    fs::remove_dir_all(world.data().join("cache")).unwrap();
+    let plugins = world.run(&["plugin", "ls", "--json"]).exits(0).lines();
+    let diagnosis = plugins.iter().find(|p| p["name"] == "calc").unwrap()["diagnosis"].to_string();
+    assert!(diagnosis.contains("more than 1 instances") && diagnosis.contains("`instances`"), "{diagnosis}");
+    // The limits are those of tool calls: an agent runs.
+    world.run(&["run", "--task", "x", "--model", &world.answers("yes")]).exits(0);
+}
+
+#[test]
 fn a_tool_that_loops_is_stopped_by_its_fuel() {
     stopped("spin", "fuel = 300_000_000", "fuel", "300000000");
 }

@@ -15,4 +15,5 @@ mod hostile;
 mod http;
 mod layers;
 mod llm;
+mod local;
 mod support;

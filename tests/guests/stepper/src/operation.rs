@@ -27,6 +27,7 @@ pub(crate) enum Operation {
     StatePut { key: String, value: String, expected: Option<u64> },
     StateDelete { key: String },
     Log { message: String },
+    Flood { lines: u32, bytes: usize },
     Spin { turns: u64 },
     Fail { message: String },
 }
@@ -103,6 +104,11 @@ impl Operation {
             Self::StateDelete { key } => json!(state::delete(&key)?),
             Self::Log { message } => {
                 log::info(&message);
+                Value::Null
+            }
+            Self::Flood { lines, bytes } => {
+                let line = "x".repeat(bytes);
+                (0..lines).for_each(|_| log::info(&line));
                 Value::Null
             }
             Self::Spin { turns } => json!((0..turns).fold(0_u64, |sum, _| std::hint::black_box(sum + 1))),
