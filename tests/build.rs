@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use guest_build::{Build, Guest};
-use wit_component::StringEncoding;
 
 fn main() -> Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -52,15 +51,9 @@ fn main() -> Result<()> {
 
 /// A guest that is a core module in text: made a component of the `tool` world.
 fn by_hand(root: &Path, wat: &Path, out: &Path) -> Result<Guest> {
-    let mut module = wat::parse_file(wat)?;
-    let mut resolve = wit_parser::Resolve::default();
-    resolve.push_dir(root.join("wit/types"))?;
-    let (package, _) = resolve.push_dir(root.join("wit/plugin"))?;
-    let world = resolve.select_world(&[package], Some("tool"))?;
-    wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)?;
     let name = wat.file_stem().context("a guest has a name")?.to_string_lossy().into_owned();
     let component = out.join(format!("{name}.wasm"));
-    guest_build::write_if_changed(&component, &guest_build::encode(&module)?)?;
+    guest_build::write_if_changed(&component, &guest_build::by_hand(wat, &root.join("wit"), "tool")?)?;
     Ok(Guest { name, component })
 }
 

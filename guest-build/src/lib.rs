@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
-use wit_component::ComponentEncoder;
+use wit_component::{ComponentEncoder, StringEncoding};
 
 pub use toolchain::{TOOLCHAIN_VARIABLE, Toolchain, ensure_toolchain};
 
@@ -142,6 +142,20 @@ fn componentize(build: &Build, package: &str) -> Result<Guest> {
 /// A module that is not what its world says.
 pub fn encode(module: &[u8]) -> Result<Vec<u8>> {
     ComponentEncoder::default().module(module)?.validate(true).encode()
+}
+
+/// Makes a component of a core module in text, for a world of the package `plugin` in the folder `wit`.
+///
+/// # Errors
+/// Text that is no module, or a module that is not what the world says.
+pub fn by_hand(wat: &Path, wit: &Path, world: &str) -> Result<Vec<u8>> {
+    let mut module = wat::parse_file(wat)?;
+    let mut resolve = wit_parser::Resolve::default();
+    resolve.push_dir(wit.join("types"))?;
+    let (package, _) = resolve.push_dir(wit.join("plugin"))?;
+    let world = resolve.select_world(&[package], Some(world))?;
+    wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)?;
+    encode(&module).with_context(|| format!("making a component of {}", wat.display()))
 }
 
 /// Writes `bytes`, unless they are there already: a newer file would make everything that includes it compile again.

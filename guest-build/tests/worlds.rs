@@ -24,7 +24,7 @@ const AGENT: &str = "agent-os:agent/agent-entry";
 /// Each guest: what it exports, and the interfaces of the contract and of WASI that it imports.
 const GUESTS: &[(&str, &str, &[&str])] = &[
     ("assistant", AGENT, &[TYPES, LOG, LLM, STEP]),
-    ("calc", TOOL, &[TYPES]),
+    ("calc", TOOL, &[TYPES, LOG]),
     (
         "clocks",
         AGENT,
@@ -45,6 +45,7 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
         TOOL,
         &[
             TYPES,
+            LOG,
             "wasi:io/error",
             "wasi:io/streams",
             "wasi:clocks/wall-clock",
@@ -52,18 +53,26 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
             "wasi:filesystem/preopens",
         ],
     ),
-    ("hog", AGENT, &[]),
+    ("hog", AGENT, &[LOG]),
     ("hostile", TOOL, &[TYPES, LOG, STATE]),
     (
         "http",
         TOOL,
-        &[TYPES, "wasi:io/error", "wasi:io/poll", "wasi:io/streams", "wasi:http/types", "wasi:http/outgoing-handler"],
+        &[
+            TYPES,
+            LOG,
+            "wasi:io/error",
+            "wasi:io/poll",
+            "wasi:io/streams",
+            "wasi:http/types",
+            "wasi:http/outgoing-handler",
+        ],
     ),
-    ("kvagent", AGENT, &[TYPES, STATE]),
-    ("probe", TOOL, &[TYPES, STATE]),
-    ("spinner", AGENT, &[]),
+    ("kvagent", AGENT, &[TYPES, LOG, STATE]),
+    ("probe", TOOL, &[TYPES, LOG, STATE]),
+    ("spinner", AGENT, &[LOG]),
     ("stepper", AGENT, &[TYPES, LOG, STATE, LLM, STEP, CONTEXT, TOOLS, PROCESS]),
-    ("talker", AGENT, &[TYPES, STATE, CONTEXT, TOOLS]),
+    ("talker", AGENT, &[TYPES, LOG, STATE, CONTEXT, TOOLS]),
 ];
 
 #[test]

@@ -28,6 +28,11 @@ pub fn bundled() -> &'static [Bundled] {
     BUNDLED
 }
 
+/// The guest that proves the limits: it misbehaves, and is no plugin.
+pub(crate) fn proof() -> &'static Bundled {
+    &PROOF
+}
+
 /// The largest component file that is read, in bytes.
 const MAX_COMPONENT: u64 = 256 << 20;
 

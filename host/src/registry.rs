@@ -251,6 +251,14 @@ impl Registry {
         Self { loader, limits, agents: RwLock::default(), records: RwLock::default() }
     }
 
+    /// The sandbox that the images run in; opened by the first who needs it.
+    ///
+    /// # Errors
+    /// See [`Engine::open`].
+    pub async fn engine(&self) -> Result<&Engine, String> {
+        self.loader.engine().await
+    }
+
     /// Registers what was found; tools go into `tools`. A plugin that cannot be loaded is recorded with
     /// its diagnosis and disturbs no other.
     pub async fn fill(&self, found: Vec<Candidate>, tools: &ToolRegistry) {

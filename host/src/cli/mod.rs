@@ -6,6 +6,7 @@
 mod agent;
 mod audit;
 mod context;
+mod doctor;
 mod error;
 mod format;
 mod input;
@@ -43,6 +44,7 @@ aok runs LLM agents as sandboxed, durable processes.
   aok ps · logs PID · context PID                    look at processes
   aok tool ls | show NAME | call NAME JSON           tools
   aok plugin ls · agent ls · audit tail · metrics    the rest
+  aok doctor                                         what works here, and the fix
   aok help [COMMAND]                                 every option
 ";
 
@@ -87,6 +89,7 @@ enum Command {
     Context(context::Args),
     Audit(audit::Args),
     Metrics(metrics::Args),
+    Doctor(doctor::Args),
 }
 
 impl Command {
@@ -111,6 +114,7 @@ impl Command {
             Self::Context(args) => context::run(args, session, out).await,
             Self::Audit(args) => audit::run(args, session, out).await,
             Self::Metrics(args) => metrics::run(args, session, out).await,
+            Self::Doctor(args) => doctor::run(args, session, out).await,
         }
     }
 }
@@ -240,6 +244,8 @@ mod tests {
             &["audit", "tail", "1", "-n", "5"],
             &["audit", "verify"],
             &["metrics"],
+            &["doctor"],
+            &["doctor", "--prove-limits"],
         ] {
             assert!(!acts(args), "{args:?}");
         }

@@ -78,7 +78,7 @@ impl Args {
         Ok(Request::Run(Spawn {
             agent: self.agent,
             task,
-            model: self.model.or_else(environment_model).filter(|m| !m.is_empty()).map(input::model),
+            model: self.model.filter(|m| !m.is_empty()).map(input::model).or_else(environment_model),
             name: self.name,
             group: self.group,
             nice: self.nice,
@@ -97,8 +97,8 @@ impl Args {
 
 /// The user's own choice of a model, which a live kernel's environment does not know. Not an `env` of
 /// clap's: it would then conflict with `--resume` like the option.
-fn environment_model() -> Option<String> {
-    std::env::var("AOK_MODEL").ok()
+pub(super) fn environment_model() -> Option<String> {
+    std::env::var("AOK_MODEL").ok().filter(|m| !m.is_empty()).map(input::model)
 }
 
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {

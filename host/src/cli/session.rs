@@ -8,13 +8,14 @@ use super::Globals;
 use super::error::{Error, Signal};
 use super::out::Out;
 use crate::config::Config;
-use crate::kernel::{self, Builder, Kernel};
+use crate::kernel::info::Check;
+use crate::kernel::{self, Builder, Examination, Kernel};
 use crate::process::Pid;
 use crate::server::client::{Client, Found};
 use crate::server::error::{ApiError, Code};
 use crate::server::socket::{SOCKET, Server};
 use crate::server::wire::{Origin, Request};
-use crate::server::{Lines, handle};
+use crate::server::{Lines, handle, list};
 
 /// How long a kernel that holds the lock may take to put its socket into service, or to give the
 /// lock back: both are moments, but a cold start compiles every plugin first.
@@ -76,6 +77,32 @@ impl Session {
         }
         let kernel = self.builder()?.read().await?;
         handle(&kernel, request).await
+    }
+
+    /// Says what works here: the live kernel of itself, else what can be seen from outside. A kernel that
+    /// cannot be asked is a line of that report.
+    pub(super) async fn examine(&self, model: Option<String>) -> Result<Lines, ApiError> {
+        let mut unasked = None;
+        match Client::find(&self.data).await {
+            Ok(Found::Kernel(client)) => {
+                match client.call(&Request::Doctor { model: model.clone() }, &self.origin).await {
+                    Err(e) if matches!(e.code, Code::KernelGone | Code::KernelEnding) => {}
+                    answer => return answer,
+                }
+            }
+            Ok(Found::Closing) => tokio::time::sleep(AGAIN).await,
+            Ok(_) => {}
+            Err(e) => unasked = Some(Check::fail("running kernel", e.message, e.hint)),
+        }
+        let examination = Examination {
+            data: self.data.clone(),
+            config: self.config.clone(),
+            config_is_named: self.origin.config.is_some(),
+            plugins: self.origin.plugins.clone(),
+            model,
+        };
+        let checks = Box::pin(examination.run()).await;
+        list(unasked.into_iter().chain(checks).collect())
     }
 
     /// Serves a request that acts: by the live kernel, else by one of our own.

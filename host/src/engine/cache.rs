@@ -79,8 +79,18 @@ fn store(path: &Path, code: &[u8]) -> io::Result<()> {
 
 /// Creates `dir` for its owner alone, or checks that it is so.
 fn create_private(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let meta = owned(dir)?;
+    if meta.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Checks that `dir` is a directory of the same owner as the one that it is in.
+fn owned(dir: &Path) -> io::Result<fs::Metadata> {
+    use std::os::unix::fs::MetadataExt as _;
     let meta = fs::symlink_metadata(dir)?;
     if !meta.is_dir() {
         return Err(io::Error::other(format!("{} is no directory", dir.display())));
@@ -89,10 +99,25 @@ fn create_private(dir: &Path) -> io::Result<()> {
     if parent_owner.is_some_and(|uid| uid != meta.uid()) {
         return Err(io::Error::other(format!("{} belongs to another user than the directory it is in", dir.display())));
     }
-    if meta.permissions().mode() & 0o077 != 0 {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    Ok(meta)
+}
+
+/// Compiled components in `dir`, and their bytes; `None` where it does not exist.
+pub(super) fn contents(dir: &Path) -> io::Result<Option<(u64, u64)>> {
+    match owned(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut sum = (0, 0);
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "cwasm") {
+            // One that is gone by now does not count.
+            let bytes = fs::metadata(&path).map_or(0, |m| m.len());
+            sum = (sum.0 + 1, sum.1 + bytes);
+        }
     }
-    Ok(())
+    Ok(Some(sum))
 }
 
 /// SHA-256 of a component, hex.

@@ -45,13 +45,14 @@ struct Inner {
     agents: Linker<agent::AgentStore>,
     /// Who makes the requests of tools.
     clients: Arc<egress::Clients>,
-    pooling: bool,
+    /// Why there is no instance pool, where there is none.
+    pool: Result<(), String>,
     ticking: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("pooling", &self.0.pooling).finish_non_exhaustive()
+        f.debug_struct("Engine").field("pool", &self.0.pool).finish_non_exhaustive()
     }
 }
 
@@ -77,13 +78,13 @@ impl Engine {
     /// # Errors
     /// wasmtime's own, or the cache directory's.
     pub fn open(cache_dir: Option<&Path>) -> Result<Self, String> {
-        let (wasm, pooling) = match wasmtime::Engine::new(&config::config(true)) {
-            Ok(engine) => (engine, true),
+        let (wasm, pool) = match wasmtime::Engine::new(&config::config(true)) {
+            Ok(engine) => (engine, Ok(())),
             Err(e) => {
                 tracing::warn!(
                     "no instance pool ({e}): instances are allocated on demand, which is slower; raise the address-space limit (ulimit -v)"
                 );
-                (wasmtime::Engine::new(&config::config(false)).map_err(|e| format!("{e:#}"))?, false)
+                (wasmtime::Engine::new(&config::config(false)).map_err(|e| format!("{e:#}"))?, Err(e.to_string()))
             }
         };
         let cache = cache::CodeCache::open(&wasm, cache_dir).map_err(|e| format!("the code cache: {e}"))?;
@@ -91,7 +92,15 @@ impl Engine {
         let agents = agent::linker(&wasm).map_err(|e| format!("{e:#}"))?;
         let ticking = Arc::new(AtomicBool::new(true));
         tick(&wasm, Arc::clone(&ticking)).map_err(|e| format!("the epoch ticker: {e}"))?;
-        Ok(Self(Arc::new(Inner { wasm, cache, tools, agents, clients: Arc::default(), pooling, ticking })))
+        Ok(Self(Arc::new(Inner { wasm, cache, tools, agents, clients: Arc::default(), pool, ticking })))
+    }
+
+    /// How many guests the instance pool has room for.
+    ///
+    /// # Errors
+    /// Why there is none: instances are then allocated on demand.
+    pub fn pool(&self) -> Result<u32, &str> {
+        self.0.pool.as_ref().map(|()| config::MAX_COMPONENTS).map_err(String::as_str)
     }
 
     /// Compiles (or loads) a component, tells its role and, for a tool, asks for its tools.
@@ -124,6 +133,17 @@ impl Engine {
             }
         }
     }
+}
+
+/// Bytes of a guest's stack, the limit `stack`.
+pub(crate) const STACK: u64 = config::WASM_STACK as u64;
+
+/// The compiled components in a cache directory and their bytes; `None` where there is none yet.
+///
+/// # Errors
+/// It cannot be read, or would not be used: it is no directory, or another user's.
+pub fn cached(dir: &Path) -> std::io::Result<Option<(u64, u64)>> {
+    cache::contents(dir)
 }
 
 /// SHA-256 of a component, hex.

@@ -27,8 +27,8 @@ const INTERVALS_PER_SLICE: u32 = 10;
 /// How a kernel is opened.
 #[derive(Clone, Debug)]
 pub struct Builder {
-    data: PathBuf,
-    config: Config,
+    pub(super) data: PathBuf,
+    pub(super) config: Config,
     plugins: Vec<PathBuf>,
 }
 
@@ -84,8 +84,7 @@ impl Builder {
     }
 
     async fn assemble(self, store: Store, owner: Option<Owner>) -> Result<Kernel, Error> {
-        let places = Places { models: self.data.join("models"), cache: self.data.join("cache") };
-        let models = Models::new(self.config.llm.clone(), Some(places), |name| std::env::var(name).ok());
+        let models = self.models();
         let services = Services {
             hooks: HookChain::default(),
             tools: ToolRegistry::default(),
@@ -97,17 +96,34 @@ impl Builder {
         };
         let loader = Arc::new(Loader::new(Some(self.data.join("cache"))));
         let registry = Registry::new(loader, self.config.limits);
-        let dirs: Vec<_> = std::iter::once(self.data.join("plugins"))
-            .chain(self.config.plugins.dirs.iter().cloned())
-            .chain(self.plugins.iter().cloned())
-            .collect();
-        let found =
-            plugin::scan(&dirs).map_err(|(path, source)| Error::Io { what: "the plugin directory", path, source })?;
+        let found = plugin::scan(&self.plugin_dirs()).map_err(|(path, source)| Error::Io {
+            what: "the plugin directory",
+            path,
+            source,
+        })?;
         registry.fill(found, &services.tools).await;
-        Ok(Kernel(Arc::new(Inner { services: Arc::new(services), registry, owner, started: Instant::now() })))
+        Ok(Kernel(Arc::new(Inner {
+            setup: self,
+            services: Arc::new(services),
+            registry,
+            owner,
+            started: Instant::now(),
+        })))
     }
 
-    fn store_url(&self) -> String {
+    /// The models that can be named, with the keys that are in the environment now.
+    pub(super) fn models(&self) -> Models {
+        let places = Places { models: self.data.join("models"), cache: self.data.join("cache") };
+        Models::new(self.config.llm.clone(), Some(places), |name| std::env::var(name).ok())
+    }
+
+    /// Where plugins are looked for, in order.
+    pub(super) fn plugin_dirs(&self) -> Vec<PathBuf> {
+        let configured = self.config.plugins.dirs.iter().chain(&self.plugins).cloned();
+        std::iter::once(self.data.join("plugins")).chain(configured).collect()
+    }
+
+    pub(super) fn store_url(&self) -> String {
         let default = || format!("sqlite:{}", self.data.join("aok.db").display());
         self.config.storage.url.clone().unwrap_or_else(default)
     }

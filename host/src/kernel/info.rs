@@ -198,3 +198,76 @@ pub enum AuditVerdict {
         why: String,
     },
 }
+
+/// How a check of `doctor` ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// It works.
+    Ok,
+    /// Something is missing that aok can do without.
+    Warn,
+    /// Something that aok needs is broken.
+    Fail,
+}
+
+impl Health {
+    /// Its word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// A line of `doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub check: String,
+    /// How it is.
+    pub state: Health,
+    /// What was found.
+    pub detail: String,
+    /// What to do; `None` where there is nothing to do.
+    pub fix: Option<String>,
+}
+
+impl Check {
+    /// It works.
+    pub fn ok(check: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { check: check.into(), state: Health::Ok, detail: detail.into(), fix: None }
+    }
+
+    /// It does not, and aok can do without it.
+    pub fn warn(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: Health::Warn, fix: Some(fix.into()), ..Self::ok(check, detail) }
+    }
+
+    /// It does not, and aok needs it.
+    pub fn fail(check: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: Health::Fail, fix: Some(fix.into()), ..Self::ok(check, detail) }
+    }
+}
+
+/// A line of `doctor --prove-limits`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The limit.
+    pub limit: String,
+    /// Whether it stopped the guest, and where it should.
+    pub held: bool,
+    /// What the guest was allowed.
+    pub declared: u64,
+    /// What it got; `None` where that cannot be told.
+    pub observed: Option<u64>,
+    /// What the two count.
+    pub unit: String,
+    /// The limit that stopped the guest; `None` where none did.
+    pub stopped_by: Option<String>,
+    /// What the caller of such a guest is told.
+    pub message: String,
+}

@@ -7,6 +7,15 @@ use std::path::Path;
 
 use super::Error;
 
+/// Who has the lock of a data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// Nobody; a kernel that ended left its id.
+    Nobody(Option<u32>),
+    /// The kernel of this operating-system process; 0 if it is not known yet.
+    Process(u32),
+}
+
 /// The lock, held while this lives.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -34,12 +43,33 @@ impl Lock {
                 Ok(Self { _file: file })
             }
             Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
                 // The holder may be writing it this moment: 0 then stands for "not known yet".
-                let holder = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok()).unwrap_or(0);
+                let holder = written(&mut file).unwrap_or(0);
                 Err(Error::Locked { path: data.to_owned(), holder })
             }
             Err(TryLockError::Error(source)) => Err(io(source)),
         }
     }
+
+    /// Says who has it, and leaves it so.
+    pub(super) fn holder(data: &Path) -> std::io::Result<Holder> {
+        let mut file = match OpenOptions::new().read(true).write(true).open(data.join("lock")) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Holder::Nobody(None)),
+            Err(e) => return Err(e),
+        };
+        // Shared: two that only look do not see each other. It is given back when `file` goes.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Holder::Nobody(written(&mut file))),
+            Err(TryLockError::WouldBlock) => Ok(Holder::Process(written(&mut file).unwrap_or(0))),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+}
+
+/// The process that the file names.
+fn written(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }

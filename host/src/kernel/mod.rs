@@ -1,10 +1,12 @@
 //! The façade: builds every part in order, owns their lifetimes, and holds no policy.
 
 mod builder;
+mod doctor;
 mod error;
 pub mod info;
 mod life;
 mod lock;
+mod proof;
 mod query;
 
 use std::borrow::Cow;
@@ -14,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 pub use builder::Builder;
+pub use doctor::Examination;
 pub use error::Error;
 
 use crate::audit::Chain;
@@ -55,6 +58,8 @@ pub struct Kernel(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// How it was opened.
+    setup: Builder,
     services: Arc<Services>,
     registry: Registry,
     /// What only the owner of the data directory has.

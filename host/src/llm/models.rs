@@ -3,6 +3,8 @@
 //! Keys come from the environment only, as a snapshot taken when the kernel starts; they are
 //! handed to the provider and shown nowhere.
 
+mod survey;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
@@ -15,6 +17,8 @@ use super::prices::Prices;
 use super::remote::{Key, Remote, Settings};
 use super::script::Script;
 use super::{Error, Provider};
+pub use survey::{Answer, Surveyed};
+
 use crate::config::{DEFAULT_WINDOW, LlmConfig, ProviderKind, Traffic};
 
 /// A provider that needs no configuration.

@@ -61,6 +61,8 @@ codes! {
     Killed = 1,
     /// An audit chain does not hold.
     AuditBroken = 1,
+    /// A limit did not stop the guest that it must stop.
+    LimitBroken = 1,
     /// The script expected another message.
     ScriptMismatch = 1,
     /// The script has no more replies.
@@ -95,6 +97,8 @@ codes! {
     StoreFailed = 5,
     /// A file or directory cannot be used.
     Io = 5,
+    /// Something that aok needs does not work here.
+    Unhealthy = 5,
     /// The engine could not be built.
     Engine = 70,
     /// A bug in aok.

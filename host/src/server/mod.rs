@@ -63,6 +63,7 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::Context { pid } => list(kernel.context(pid).await?),
         Request::AuditTail { pid, limit } => list(kernel.audit_tail(pid, limit).await?),
         Request::AuditVerify {} => list(vec![kernel.audit_verify().await?]),
+        Request::Doctor { model } => list(Box::pin(kernel.doctor(model.as_deref())).await),
         Request::Metrics {} => list(vec![MetricsLine { prometheus: kernel.metrics() }]),
     }
 }
@@ -71,7 +72,11 @@ fn json(item: &impl Serialize) -> Result<String, ApiError> {
     serde_json::to_string(item).map_err(|e| ApiError::internal(format!("an answer is no JSON: {e}")))
 }
 
-fn list<T: Serialize>(items: Vec<T>) -> Result<Lines, ApiError> {
+/// An answer of these items.
+///
+/// # Errors
+/// An item that is no JSON, which is a bug.
+pub fn list<T: Serialize>(items: Vec<T>) -> Result<Lines, ApiError> {
     let lines = items.iter().map(json).collect::<Result<Vec<_>, _>>()?;
     Ok(stream::iter(lines.into_iter().map(Ok)).boxed())
 }

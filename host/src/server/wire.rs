@@ -103,6 +103,12 @@ pub enum Request {
     AuditVerify {},
     /// One [`MetricsLine`].
     Metrics {},
+    /// What works, as the kernel sees it.
+    Doctor {
+        /// The model that the client's runs ask for; the kernel's default when absent.
+        #[serde(default)]
+        model: Option<String>,
+    },
 }
 
 /// What to start.
@@ -331,6 +337,7 @@ mod tests {
             Request::AuditTail { pid: None, limit: 5 },
             Request::AuditVerify {},
             Request::Metrics {},
+            Request::Doctor { model: Some("p/m".into()) },
         ]
     }
 

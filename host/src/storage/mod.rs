@@ -86,6 +86,25 @@ pub enum Error {
     },
 }
 
+/// How a store stands to this aok, without being opened. One that is too new is an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there.
+    Current {
+        /// Its schema version.
+        version: i64,
+    },
+    /// It is there, and the next kernel brings its schema up to date.
+    Older {
+        /// Its schema version.
+        found: i64,
+        /// The newest that this build knows.
+        known: i64,
+    },
+    /// There is none yet.
+    Absent,
+}
+
 impl Error {
     /// Whether the backend itself failed, and not one batch by what it asked for.
     #[must_use]

@@ -30,7 +30,7 @@ use tokio::sync::Mutex;
 use super::admission::{Gate, admissible, refusal};
 use super::{
     AuditLog, Batch, Change, CheckpointJournal, Durability, EpisodicMemory, Error, JournalRecord, LogRecord,
-    PageRecord, ProcessRow, StateEntry, StateStore, Storage,
+    PageRecord, ProcessRow, Standing, StateEntry, StateStore, Storage,
 };
 use crate::audit::{Head, Record as AuditRecord};
 use crate::process::Pid;
@@ -123,23 +123,36 @@ impl Sqlite {
     /// As [`Self::open`].
     pub async fn open_read(path: &Path) -> Result<Option<Self>, Error> {
         let name = format!("sqlite:{}", path.display());
-        if !path.try_exists().map_err(|error| file_error(&name, error))? {
-            return Ok(None);
-        }
-        let known = newest_version();
-        match check_version(&name, path).await? {
-            0 => Ok(None),
-            found if found < known => {
+        match Self::standing(path).await? {
+            Standing::Absent => Ok(None),
+            Standing::Older { found, known } => {
                 let text = format!("its schema version {found} is older than {known}: start a kernel on it once");
                 Err(Error::backend(&name, text))
             }
-            _ => Ok(Some(Self {
+            Standing::Current { .. } => Ok(Some(Self {
                 writer: Mutex::new(Access::ReadOnly),
                 path: path.to_owned(),
                 readers: readers(path),
                 name,
             })),
         }
+    }
+
+    /// How the file stands to this aok. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn standing(path: &Path) -> Result<Standing, Error> {
+        let name = format!("sqlite:{}", path.display());
+        if !path.try_exists().map_err(|error| file_error(&name, error))? {
+            return Ok(Standing::Absent);
+        }
+        let known = newest_version();
+        Ok(match check_version(&name, path).await? {
+            0 => Standing::Absent,
+            found if found < known => Standing::Older { found, known },
+            version => Standing::Current { version },
+        })
     }
 
     fn fail(&self, error: sqlx::Error) -> Error {

@@ -26,8 +26,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Batch, Change, Durability, Error, JournalRecord, LogRecord, Memory, PageRecord, ProcessRow, Sqlite, StateEntry,
-    Storage,
+    Batch, Change, Durability, Error, JournalRecord, LogRecord, Memory, PageRecord, ProcessRow, Sqlite, Standing,
+    StateEntry, Storage,
 };
 use crate::audit::{Head, Record as AuditRecord};
 use crate::process::Pid;
@@ -145,6 +145,17 @@ impl Store {
             },
         };
         Ok(Self::with(storage))
+    }
+
+    /// How the store at `url` stands to this aok, without opening it; `None` for one that is in memory only.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn standing(url: &str) -> Result<Option<Standing>, Error> {
+        match kind(url)? {
+            Kind::Memory => Ok(None),
+            Kind::Sqlite(path) => Sqlite::standing(path).await.map(Some),
+        }
     }
 
     /// Puts group commit in front of `storage`. Must be called in a Tokio runtime.

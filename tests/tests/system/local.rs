@@ -15,6 +15,10 @@ use serde_json::Value;
 use crate::support::{World, eventually};
 
 /// The server and the weights; `None` where they are not to be had and need not be.
+#[allow(
+    clippy::print_stderr,
+    reason = "a test that is left out says so; clippy does not see that this is one's helper"
+)]
 fn files() -> Option<(PathBuf, PathBuf)> {
     let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let found = path("AOK_LLAMA_SERVER").zip(path("AOK_WEIGHTS"));

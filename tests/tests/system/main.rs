@@ -8,6 +8,7 @@ mod cli;
 mod clients;
 mod contract;
 mod crash;
+mod doctor;
 mod durable;
 mod environment;
 mod gateway;
