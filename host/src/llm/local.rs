@@ -207,7 +207,7 @@ impl Local {
 
     /// Waits until the server says that it can work.
     async fn ready(&self, child: &mut Child, base_url: &str, output: &Arc<Mutex<Vec<String>>>) -> Result<(), Error> {
-        super::remote::install_crypto();
+        super::http::install_crypto();
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_secs(5))

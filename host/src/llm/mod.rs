@@ -4,11 +4,12 @@
 //! reply at the end. It knows no process, no pages and no store.
 //!
 //! [`models`] finds who answers for a name, [`gateway`] decides when and how often a provider is
-//! asked, [`remote`] makes one attempt over HTTP, [`constrained`] makes tool calls of plain text,
+//! asked, [`remote`] makes one attempt over HTTP ([`http`]), [`constrained`] makes tool calls of plain text,
 //! [`local`] keeps a llama.cpp server running, [`prices`] says what it cost.
 
 pub mod constrained;
 pub mod gateway;
+mod http;
 pub mod local;
 pub mod models;
 pub mod prices;

@@ -16,26 +16,33 @@
 //! When and how often an attempt is made is the gateway's. Dropping the future closes the
 //! connection, which makes a server stop.
 
-use std::borrow::Cow;
+mod calls;
+mod refusal;
+mod window;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use genai::adapter::AdapterKind;
 use genai::chat::{
-    ChatMessage, ChatOptions, ChatRequest, ChatStreamEvent, ContentPart, MessageContent, ReasoningEffort, StopReason,
-    StreamEnd, Tool, ToolResponse, Usage,
+    ChatMessage, ChatOptions, ChatRequest, ChatStreamEvent, ReasoningEffort, StopReason, StreamEnd, Tool, Usage,
 };
 use genai::resolver::{AuthData, Endpoint};
 use genai::{Headers, ModelIden, ServiceTarget};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
+use self::calls::{Calls, with_ids};
+use self::refusal::{Quirk, error_text, is_too_long, retry_after, stated_limit};
+use self::window::{chat, openai_body, turns};
 use super::constrained::{self, Role, Said};
+use super::http::{self, causes};
 use super::prices::{Billed, Prices, cost};
 use super::{Delta, Error, Provider, Request, shorten};
 use crate::abi::{Finish, Message, Reply, TokenUsage, ToolCall, ToolSpec};
@@ -43,9 +50,6 @@ use crate::config::ProviderKind;
 
 /// How long a server may be silent: a large prompt on a small machine takes minutes to its first token.
 const SILENCE: Duration = Duration::from_secs(600);
-
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(10);
 
 /// Characters of a provider's own error text that are passed on.
 const ERROR_CHARS: usize = 300;
@@ -99,6 +103,8 @@ impl fmt::Debug for Key {
 /// One server.
 pub struct Remote {
     settings: Settings,
+    /// Its address, without secrets.
+    shown: String,
     client: genai::Client,
     /// What the models have shown, by name.
     learned: Mutex<HashMap<String, Learned>>,
@@ -116,18 +122,9 @@ struct Learned {
     no_schema: bool,
 }
 
-/// A reason for a refusal that has another spelling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Quirk {
-    NoTemperature,
-    CompletionTokens,
-    NoSchema,
-    NoTools,
-}
-
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Remote").field("name", &self.settings.name).field("url", &self.shown).finish_non_exhaustive()
     }
 }
 
@@ -158,14 +155,12 @@ impl Remote {
                 model: settings.name,
             });
         };
-        let unreachable = |message: String| Error::Unreachable {
-            provider: settings.name.clone(),
-            url: settings.base_url.clone(),
-            message,
-        };
-        let client = http_client(&url).map_err(|e| unreachable(causes(&e)))?;
+        let shown = http::shown(&url);
+        let unreachable =
+            |message: String| Error::Unreachable { provider: settings.name.clone(), url: shown.clone(), message };
+        let client = http::client(&url).map_err(|e| unreachable(causes(&e)))?;
         let client = genai::Client::builder().with_reqwest(client).build().map_err(|e| unreachable(e.to_string()))?;
-        Ok(Self { settings, client, learned: Mutex::default(), probing: tokio::sync::Mutex::default() })
+        Ok(Self { settings, shown, client, learned: Mutex::default(), probing: tokio::sync::Mutex::default() })
     }
 
     fn target(&self, model: &str) -> ServiceTarget {
@@ -251,8 +246,8 @@ impl Remote {
     }
 
     fn unreachable(&self, message: &str) -> Error {
-        let Settings { name, base_url, .. } = &self.settings;
-        Error::Unreachable { provider: name.clone(), url: base_url.clone(), message: self.safe(message) }
+        let (provider, url) = (self.settings.name.clone(), self.shown.clone());
+        Error::Unreachable { provider, url, message: self.safe(message) }
     }
 
     fn malformed(&self, message: &str) -> Error {
@@ -435,22 +430,23 @@ impl Remote {
         let most = (self.window(&request.model) as usize).saturating_mul(8).clamp(64 << 10, 8 << 20);
         let mut heard = Heard::default();
         let mut calls = Calls::new(self.settings.kind);
-        // One timer that is set anew only when it rings: reqwest's own is, for each piece.
-        let mut heard_at = Instant::now();
+        // One timer that is set anew only when it rings: reqwest's own is, for each piece. So a silence is
+        // noticed after its time, and at the latest after twice that.
+        let mut spoke = false;
         let mut silence = pin!(tokio::time::sleep(SILENCE));
         loop {
             let event = tokio::select! {
                 biased;
                 event = stream.next() => event,
                 () = silence.as_mut() => {
-                    if heard_at.elapsed() >= SILENCE {
-                        return Err(self.unreachable(&format!("it was silent for {} s", SILENCE.as_secs())));
+                    if !std::mem::take(&mut spoke) {
+                        return Err(self.unreachable(&format!("it was silent for over {} s", SILENCE.as_secs())));
                     }
-                    silence.as_mut().reset((heard_at + SILENCE).into());
+                    silence.as_mut().reset(Instant::now() + SILENCE);
                     continue;
                 }
             };
-            heard_at = Instant::now();
+            spoke = true;
             let Some(event) = event else { break };
             match event.map_err(|e| self.convert(&e))? {
                 ChatStreamEvent::Chunk(piece) => {
@@ -595,211 +591,6 @@ impl Heard {
     }
 }
 
-/// Puts streamed pieces of calls together. genai gives pieces of arguments on OpenAI's wire and the
-/// arguments so far on Anthropic's.
-struct Calls {
-    kind: ProviderKind,
-    made: Vec<ToolCall>,
-}
-
-impl Calls {
-    fn new(kind: ProviderKind) -> Self {
-        Self { kind, made: Vec::new() }
-    }
-
-    fn bytes(&self) -> usize {
-        self.made.iter().map(|c| c.arguments.len() + c.name.len() + c.id.len()).sum()
-    }
-
-    fn add(&mut self, piece: genai::chat::ToolCall) {
-        let arguments = match piece.fn_arguments {
-            Value::String(text) => text,
-            Value::Null => String::new(),
-            other => other.to_string(),
-        };
-        let same_id = self.made.iter().rposition(|c| c.id == piece.call_id);
-        if self.kind == ProviderKind::Anthropic {
-            match same_id {
-                Some(at) => self.made[at].arguments = arguments,
-                None => self.made.push(ToolCall { id: piece.call_id, name: piece.fn_name, arguments }),
-            }
-            return;
-        }
-        let at = if piece.fn_name.is_empty() {
-            // A later piece: it has its call's place, which genai spells `call_PLACE` where no id is given.
-            let place = piece.call_id.strip_prefix("call_").and_then(|n| n.parse::<usize>().ok());
-            same_id.or(place.filter(|p| *p < self.made.len())).or(self.made.len().checked_sub(1))
-        } else {
-            // Some servers repeat id and name with each piece, some give whole calls one id.
-            same_id.filter(|at| serde_json::from_str::<Value>(&self.made[*at].arguments).is_err())
-        };
-        match at {
-            Some(at) => self.made[at].arguments.push_str(&arguments),
-            None => self.made.push(ToolCall { id: piece.call_id, name: piece.fn_name, arguments }),
-        }
-    }
-}
-
-/// Calls with an id each: one that is missing or stands twice is replaced. Empty arguments are `{}`.
-fn with_ids(mut calls: Vec<ToolCall>, index: u64) -> Vec<ToolCall> {
-    for at in 0..calls.len() {
-        let (before, rest) = calls.split_at_mut(at);
-        let call = &mut rest[0];
-        if call.id.is_empty() || before.iter().any(|c| c.id == call.id) {
-            call.id = format!("call_{index}_{}", at + 1);
-        }
-        if call.arguments.trim().is_empty() {
-            call.arguments = "{}".to_owned();
-        }
-    }
-    calls
-}
-
-/// A part of the window as wires of native calls have it.
-#[derive(Debug, PartialEq)]
-enum Turn<'a> {
-    System(&'a str),
-    User(Cow<'a, str>),
-    Assistant(&'a str, &'a [ToolCall]),
-    /// Ids of calls and what came of them, all those of one [`Turn::Assistant`].
-    Results(Vec<(&'a str, &'a str)>),
-}
-
-/// What stands for a result that is not in the window.
-const NO_RESULT: &str = "{\"error\":\"this call was not made\"}";
-
-/// The window for a model that calls tools by itself. Each call has its result right behind it, since
-/// providers refuse a window where one is missing.
-fn turns(kind: ProviderKind, messages: &[Message]) -> Vec<Turn<'_>> {
-    let head = messages.iter().take_while(|m| matches!(m, Message::System { .. })).count();
-    let mut out = Vec::with_capacity(messages.len());
-    let mut open: Vec<&str> = Vec::new();
-    let mut results: Vec<(&str, &str)> = Vec::new();
-    for (at, message) in messages.iter().enumerate() {
-        if let Message::Tool { call_id, text, .. } = message
-            && let Some(found) = open.iter().position(|id| id == call_id)
-        {
-            open.remove(found);
-            results.push((call_id, text));
-            continue;
-        }
-        close(&mut out, &mut open, &mut results);
-        out.push(match message {
-            // Anthropic takes instructions at the head only; later ones are said in the conversation.
-            Message::System { text } if at >= head && kind == ProviderKind::Anthropic => Turn::User(text.into()),
-            Message::System { text } => Turn::System(text),
-            Message::User { text } => Turn::User(text.into()),
-            Message::Assistant { text, tool_calls } => {
-                open.extend(tool_calls.iter().map(|c| c.id.as_str()));
-                let nothing = text.is_empty() && tool_calls.is_empty();
-                Turn::Assistant(if nothing { "(nothing)" } else { text }, tool_calls)
-            }
-            // A result whose call is not in the window.
-            Message::Tool { name, text, .. } => Turn::User(format!("Result of {name}: {text}").into()),
-        });
-    }
-    close(&mut out, &mut open, &mut results);
-    if out.iter().all(|t| matches!(t, Turn::System(_))) {
-        out.push(Turn::User("Begin.".into()));
-    }
-    out
-}
-
-/// Ends a turn's results.
-fn close<'a>(out: &mut Vec<Turn<'a>>, open: &mut Vec<&'a str>, results: &mut Vec<(&'a str, &'a str)>) {
-    results.extend(open.drain(..).map(|id| (id, NO_RESULT)));
-    if !results.is_empty() {
-        out.push(Turn::Results(std::mem::take(results)));
-    }
-}
-
-/// The window for genai.
-fn chat(turns: Vec<Turn<'_>>) -> Vec<ChatMessage> {
-    let mut out = Vec::with_capacity(turns.len());
-    for turn in turns {
-        out.push(match turn {
-            Turn::System(text) => ChatMessage::system(text),
-            Turn::User(text) => ChatMessage::user(text.into_owned()),
-            Turn::Assistant(text, calls) => {
-                let text = (!text.is_empty()).then(|| ContentPart::from_text(text));
-                let calls = calls.iter().map(|call| {
-                    ContentPart::ToolCall(genai::chat::ToolCall {
-                        call_id: call.id.clone(),
-                        fn_name: call.name.clone(),
-                        fn_arguments: object(&call.arguments),
-                        thought_signatures: None,
-                    })
-                });
-                ChatMessage::assistant(MessageContent::from_parts(text.into_iter().chain(calls).collect::<Vec<_>>()))
-            }
-            Turn::Results(results) => {
-                let result = |(id, text): (&str, &str)| ContentPart::ToolResponse(ToolResponse::new(id, text));
-                ChatMessage::tool(MessageContent::from_parts(results.into_iter().map(result).collect::<Vec<_>>()))
-            }
-        });
-    }
-    out
-}
-
-/// The window and the tools as OpenAI's wire has them. genai makes the same of its own types, but copies a
-/// request four times on the way, which is most of what a call costs beside the network.
-fn openai_body(request: &Request) -> (Vec<Value>, Option<Value>) {
-    let text = |text: &str| Value::String(text.to_owned());
-    let said =
-        |role: &str, said: &str| Map::from_iter([("role".to_owned(), text(role)), ("content".to_owned(), text(said))]);
-    let mut messages = Vec::with_capacity(request.messages.len());
-    for turn in turns(ProviderKind::Openai, &request.messages) {
-        match turn {
-            Turn::System(text) => messages.push(Value::Object(said("system", text))),
-            Turn::User(text) => messages.push(Value::Object(said("user", &text))),
-            Turn::Assistant(text, []) => messages.push(Value::Object(said("assistant", text))),
-            Turn::Assistant(words, calls) => {
-                let mut message = said("assistant", words);
-                let call = |c: &ToolCall| {
-                    // Whole objects go as the model wrote them.
-                    let whole = c.arguments.trim_start().starts_with('{')
-                        && serde_json::from_str::<serde::de::IgnoredAny>(&c.arguments).is_ok();
-                    let arguments = if whole { c.arguments.clone() } else { object(&c.arguments).to_string() };
-                    let function = Map::from_iter([
-                        ("name".to_owned(), text(&c.name)),
-                        ("arguments".to_owned(), arguments.into()),
-                    ]);
-                    Value::Object(Map::from_iter([
-                        ("type".to_owned(), text("function")),
-                        ("id".to_owned(), text(&c.id)),
-                        ("function".to_owned(), Value::Object(function)),
-                    ]))
-                };
-                message.insert("tool_calls".to_owned(), calls.iter().map(call).collect());
-                messages.push(Value::Object(message));
-            }
-            Turn::Results(results) => messages.extend(results.into_iter().map(|(id, result)| {
-                let mut message = said("tool", result);
-                message.insert("tool_call_id".to_owned(), text(id));
-                Value::Object(message)
-            })),
-        }
-    }
-    let tool = |t: &ToolSpec| {
-        let function = Map::from_iter([
-            ("name".to_owned(), text(&t.name)),
-            ("description".to_owned(), text(&t.description)),
-            ("parameters".to_owned(), t.input_schema.clone()),
-        ]);
-        let parts = [("type".to_owned(), text("function")), ("function".to_owned(), Value::Object(function))];
-        Value::Object(Map::from_iter(parts))
-    };
-    (messages, (!request.tools.is_empty()).then(|| request.tools.iter().map(tool).collect()))
-}
-
-/// Arguments as the wires want them: an object, whatever the model once said.
-fn object(arguments: &str) -> Value {
-    match serde_json::from_str(arguments) {
-        Ok(object @ Value::Object(_)) => object,
-        _ => json!({ "malformed": arguments }),
-    }
-}
-
 /// Usage of two attempts. A price that is not known stays so.
 fn plus(a: TokenUsage, b: TokenUsage, first: bool) -> TokenUsage {
     if first {
@@ -811,114 +602,6 @@ fn plus(a: TokenUsage, b: TokenUsage, first: bool) -> TokenUsage {
         output: a.output.saturating_add(b.output),
         micro_usd: a.micro_usd.zip(b.micro_usd).map(|(a, b)| a.saturating_add(b)),
     }
-}
-
-impl Quirk {
-    fn of(error: &Error) -> Option<Self> {
-        let Error::Status { status: 400 | 404 | 422 | 501, message, .. } = error else { return None };
-        let says = |part: &str| message.contains(part);
-        if says("max_completion_tokens") {
-            Some(Self::CompletionTokens)
-        } else if says("temperature") {
-            Some(Self::NoTemperature)
-        } else if says("response_format") || says("json_schema") || says("output_config") {
-            Some(Self::NoSchema)
-        } else if says("support tools") || says("support tool") || says("tool choice") || says("tool_choice") {
-            Some(Self::NoTools)
-        } else {
-            None
-        }
-    }
-}
-
-/// Whether a refusal is about the size of the prompt. Each provider has its own words.
-fn is_too_long(body: &str) -> bool {
-    [
-        "context_length_exceeded",
-        "exceed_context_size",
-        "maximum context length",
-        "context window",
-        "prompt is too long",
-        "available context size",
-        "input length and `max_tokens` exceed",
-    ]
-    .iter()
-    .any(|words| body.contains(words))
-}
-
-/// The window that a refusal states, in tokens.
-fn stated_limit(body: &str, text: &str) -> Option<u32> {
-    let value = serde_json::from_str::<Value>(body).unwrap_or_default();
-    if let Some(n) = value.pointer("/error/n_ctx").or_else(|| value.get("n_ctx")).and_then(Value::as_u64) {
-        return u32::try_from(n).ok();
-    }
-    let number = |text: &str| {
-        let digits: String = text.trim_start().chars().take_while(char::is_ascii_digit).collect();
-        digits.parse::<u32>().ok()
-    };
-    let after = |words: &str| text.split_once(words).and_then(|(_, rest)| number(rest));
-    // OpenAI and vLLM: "maximum context length is 8192 tokens"; Anthropic: "210000 tokens > 200000 maximum".
-    after("maximum context length is").or_else(|| after("tokens >")).or_else(|| after("context size ("))
-}
-
-/// What `retry-after-ms` or `retry-after` asks for. A date is not understood and says nothing.
-fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"))?;
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// The message in a provider's error body, or the body.
-fn error_text(body: &str) -> String {
-    let value = serde_json::from_str::<Value>(body).unwrap_or_default();
-    let message = value.pointer("/error/message").or_else(|| value.get("message")).or_else(|| value.get("error"));
-    message.and_then(Value::as_str).map_or_else(|| body.to_owned(), str::to_owned)
-}
-
-/// An error with its causes: the outermost of a connection failure says nothing.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
-}
-
-/// Makes sure that rustls has its cryptography. An embedder may have installed another one, which
-/// then serves.
-pub(crate) fn install_crypto() {
-    static RING: Once = Once::new();
-    RING.call_once(|| {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-}
-
-fn http_client(url: &reqwest::Url) -> Result<reqwest::Client, reqwest::Error> {
-    install_crypto();
-    let mut builder = reqwest::Client::builder()
-        .connect_timeout(CONNECT)
-        // An answer is many small pieces.
-        .tcp_nodelay(true)
-        // A request with a key goes where it was sent, or nowhere.
-        .redirect(reqwest::redirect::Policy::none());
-    let local = url.host_str().is_some_and(|h| {
-        let bare = h.trim_start_matches('[').trim_end_matches(']');
-        h == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    });
-    if local {
-        builder = builder.no_proxy();
-    }
-    if url.scheme() == "http" {
-        // Needs no certificates, and so works on a machine that has none.
-        builder = builder.tls_certs_only(std::iter::empty());
-    }
-    builder.build()
 }
 
 #[async_trait]
@@ -941,146 +624,5 @@ impl Provider for Remote {
 
     fn window(&self, model: &str) -> u32 {
         self.learned(model).window.unwrap_or(self.settings.window)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn piece(id: &str, name: &str, arguments: &str) -> genai::chat::ToolCall {
-        genai::chat::ToolCall {
-            call_id: id.to_owned(),
-            fn_name: name.to_owned(),
-            fn_arguments: Value::String(arguments.to_owned()),
-            thought_signatures: None,
-        }
-    }
-
-    fn put_together(kind: ProviderKind, pieces: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
-        let mut calls = Calls::new(kind);
-        pieces.iter().for_each(|(id, name, arguments)| calls.add(piece(id, name, arguments)));
-        with_ids(calls.made, 3).into_iter().map(|c| (c.id, c.name, c.arguments)).collect()
-    }
-
-    fn call(id: &str, name: &str, arguments: &str) -> (String, String, String) {
-        (id.to_owned(), name.to_owned(), arguments.to_owned())
-    }
-
-    #[test]
-    fn pieces_of_calls_find_each_other() {
-        use ProviderKind::{Anthropic, Openai};
-        let two = [("x", "a", "{\"n\""), ("call_0", "", ":1}"), ("y", "b", ""), ("call_1", "", "{}")];
-        assert_eq!(put_together(Openai, &two), [call("x", "a", "{\"n\":1}"), call("y", "b", "{}")]);
-        let interleaved = [("x", "a", ""), ("y", "b", ""), ("call_1", "", "{\"k\":2}"), ("call_0", "", "{}")];
-        assert_eq!(put_together(Openai, &interleaved), [call("x", "a", "{}"), call("y", "b", "{\"k\":2}")]);
-        let repeated = [("x", "a", "{\"n\""), ("x", "a", ":1}")];
-        assert_eq!(put_together(Openai, &repeated), [call("x", "a", "{\"n\":1}")]);
-        let one_id = [("call_0", "a", "{\"n\":1}"), ("call_0", "a", "{\"n\":2}")];
-        assert_eq!(
-            put_together(Openai, &one_id),
-            [call("call_0", "a", "{\"n\":1}"), call("call_3_2", "a", "{\"n\":2}")]
-        );
-        let nameless = [("call_9", "", "{}")];
-        assert_eq!(put_together(Openai, &nameless), [call("call_9", "", "{}")]);
-        let so_far = [("x", "a", ""), ("x", "a", "{\"n\""), ("x", "a", "{\"n\":1}"), ("y", "b", "")];
-        assert_eq!(put_together(Anthropic, &so_far), [call("x", "a", "{\"n\":1}"), call("y", "b", "{}")]);
-    }
-
-    #[test]
-    fn each_call_in_the_window_has_its_result_behind_it() {
-        let calls = vec![
-            ToolCall { id: "a".into(), name: "t".into(), arguments: "{\"x\":1}".into() },
-            ToolCall { id: "b".into(), name: "t".into(), arguments: "{\"x\"".into() },
-        ];
-        let result = |id: &str| Message::Tool { call_id: id.into(), name: "t".into(), text: "42".into() };
-        let window = [
-            Message::System { text: "s".into() },
-            Message::Assistant { text: String::new(), tool_calls: calls },
-            result("b"),
-            Message::System { text: "note".into() },
-            result("gone"),
-        ];
-        for (kind, note) in [(ProviderKind::Openai, "System"), (ProviderKind::Anthropic, "User")] {
-            let out = chat(turns(kind, &window));
-            let roles: Vec<String> = out.iter().map(|m| format!("{:?}", m.role)).collect();
-            assert_eq!(roles, ["System", "Assistant", "Tool", note, "User"]);
-            let results: Vec<&str> = out[2].content.tool_responses().iter().map(|r| r.call_id.as_str()).collect();
-            assert_eq!(results, ["b", "a"]);
-            assert_eq!(out[1].content.tool_calls()[1].fn_arguments, json!({"malformed": "{\"x\""}));
-        }
-        assert_eq!(turns(ProviderKind::Anthropic, &window[..1]), [Turn::System("s"), Turn::User("Begin.".into())]);
-        let tool = ToolSpec {
-            name: "t".into(),
-            description: "Does.".into(),
-            input_schema: json!({"type": "object"}),
-            output_schema: None,
-            effect: crate::abi::Effect::Pure,
-        };
-        let mut request = Request {
-            model: "m".into(),
-            agent: "a".into(),
-            index: 1,
-            messages: window.to_vec(),
-            tools: vec![tool],
-            temperature: None,
-            max_tokens: None,
-            response_schema: None,
-            results: HashMap::new(),
-        };
-        let call = |id: &str, arguments: &str| json!({"type": "function", "id": id, "function": {"name": "t", "arguments": arguments}});
-        let (messages, tools) = openai_body(&request);
-        assert_eq!(
-            Value::Array(messages),
-            json!([
-                {"role": "system", "content": "s"},
-                {"role": "assistant", "content": "",
-                 "tool_calls": [call("a", "{\"x\":1}"), call("b", "{\"malformed\":\"{\\\"x\\\"\"}")]},
-                {"role": "tool", "content": "42", "tool_call_id": "b"},
-                {"role": "tool", "content": NO_RESULT, "tool_call_id": "a"},
-                {"role": "system", "content": "note"},
-                {"role": "user", "content": "Result of t: 42"},
-            ])
-        );
-        let function = json!({"name": "t", "description": "Does.", "parameters": {"type": "object"}});
-        assert_eq!(tools, Some(json!([{"type": "function", "function": function}])));
-        request.tools.clear();
-        assert_eq!(openai_body(&request).1, None);
-    }
-
-    #[test]
-    fn a_refusal_for_size_is_told_from_others_and_its_window_is_read() {
-        for (body, limit) in [
-            (
-                r#"{"error":{"message":"This model's maximum context length is 8192 tokens. However, you requested 9000 tokens","code":"context_length_exceeded"}}"#,
-                Some(8192),
-            ),
-            (
-                r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 210000 tokens > 200000 maximum"}}"#,
-                Some(200_000),
-            ),
-            (
-                r#"{"error":{"code":400,"message":"the request exceeds the available context size, try increasing it","type":"exceed_context_size_error","n_prompt_tokens":9000,"n_ctx":4096}}"#,
-                Some(4096),
-            ),
-            (r#"{"error":{"message":"input is larger than the context window"}}"#, None),
-        ] {
-            assert!(is_too_long(body), "{body}");
-            assert_eq!(stated_limit(body, &error_text(body)), limit, "{body}");
-        }
-        assert!(!is_too_long(r#"{"error":{"message":"temperature must be 1"}}"#));
-    }
-
-    #[test]
-    fn the_time_to_wait_is_read_in_both_spellings() {
-        let headers = |pairs: &[(&'static str, &str)]| {
-            pairs.iter().map(|(k, v)| ((*k).parse().unwrap(), v.parse().unwrap())).collect()
-        };
-        let wait = |pairs: &[(&'static str, &str)]| retry_after(&headers(pairs));
-        assert_eq!(wait(&[("retry-after", "3")]), Some(Duration::from_secs(3)));
-        assert_eq!(wait(&[("retry-after", "9"), ("retry-after-ms", "250")]), Some(Duration::from_millis(250)));
-        for odd in ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "NaN", "1e400", ""] {
-            assert_eq!(wait(&[("retry-after", odd)]), None, "{odd}");
-        }
     }
 }

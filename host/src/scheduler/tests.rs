@@ -3,7 +3,7 @@
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -110,17 +110,23 @@ fn round_robin_is_fair_to_the_slice() {
     let counts: Arc<Vec<AtomicU64>> = Arc::new((0..N).map(|_| AtomicU64::new(0)).collect());
     let (open, gate) = tokio::sync::watch::channel(false);
     let worst = Arc::new(AtomicU64::new(0));
+    // The gate opens for one after the other, and on a busy machine some have run for long before the last
+    // comes in: what counts is how far each has come since then.
+    let base: Arc<OnceLock<Vec<u64>>> = Arc::default();
     let tasks: Vec<_> = (0..N)
         .map(|i| {
-            let (counts, worst, mut gate) = (Arc::clone(&counts), Arc::clone(&worst), gate.clone());
+            let (counts, worst, base) = (Arc::clone(&counts), Arc::clone(&worst), Arc::clone(&base));
+            let mut gate = gate.clone();
             s.add(Pid(i as u64 + 1), async move {
                 gate.wait_for(|open| *open).await.unwrap();
                 loop {
-                    let mine = counts[i].fetch_add(1, Ordering::Relaxed) + 1;
+                    counts[i].fetch_add(1, Ordering::Relaxed);
                     // Only one task runs at a time, so what it sees of the others is exact.
-                    let least = counts.iter().map(|c| c.load(Ordering::Relaxed)).min().unwrap();
-                    if least > 0 {
-                        worst.fetch_max(mine - least, Ordering::Relaxed);
+                    let now: Vec<u64> = counts.iter().map(|c| c.load(Ordering::Relaxed)).collect();
+                    if now.iter().all(|count| *count > 0) {
+                        let base = base.get_or_init(|| now.clone());
+                        let least = now.iter().zip(base).map(|(count, base)| count - base).min().unwrap();
+                        worst.fetch_max(now[i] - base[i] - least, Ordering::Relaxed);
                     }
                     interval().await;
                 }
@@ -129,7 +135,7 @@ fn round_robin_is_fair_to_the_slice() {
         .collect();
     until(|| tasks.iter().all(|t| t.state() == TaskState::Blocked));
     open.send(true).unwrap();
-    until(|| counts[0].load(Ordering::Relaxed) > 3000);
+    until(|| base.get().is_some_and(|base| counts[0].load(Ordering::Relaxed) > base[0] + 3000));
     // Two slices of three intervals: nobody is further ahead than that.
     let worst = worst.load(Ordering::Relaxed);
     assert!(worst > 0 && worst <= 6, "a task was {worst} intervals ahead of another");

@@ -11,7 +11,7 @@ use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::super::remote::install_crypto;
+use super::super::http;
 use super::{KNOWN, Models};
 use crate::config::ProviderKind;
 
@@ -135,7 +135,7 @@ async fn list(url: Url, headers: HeaderMap) -> Answer {
         id: String,
     }
     let asked = async {
-        let mut response = client(&url)?.get(url).headers(headers).send().await?;
+        let mut response = http::client(&url)?.get(url).headers(headers).send().await?;
         let status = response.status();
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await? {
@@ -154,24 +154,6 @@ async fn list(url: Url, headers: HeaderMap) -> Answer {
             _ => Answer::Status(status.as_u16()),
         },
     }
-}
-
-/// A client with the settings of [`super::super::remote`]: no redirects, no proxy to this machine, and no
-/// certificates where none are needed.
-fn client(url: &Url) -> Result<reqwest::Client, reqwest::Error> {
-    install_crypto();
-    let mut builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
-    let local = url.host_str().is_some_and(|h| {
-        let bare = h.trim_start_matches('[').trim_end_matches(']');
-        h == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    });
-    if local {
-        builder = builder.no_proxy();
-    }
-    if url.scheme() == "http" {
-        builder = builder.tls_certs_only(std::iter::empty());
-    }
-    builder.build()
 }
 
 /// The innermost cause: the layers above say only that sending failed.
