@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::local_model::LocalModel;
-use crate::step::{aok, cargo, line, release_dir, run, step};
+use crate::step::{aok, cargo, line, release_dir, root, run, step};
 
 /// How many tests ran, as the test binaries themselves report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,14 @@ struct Counts {
     passed: u64,
     failed: u64,
     ignored: u64,
+}
+
+impl Counts {
+    fn add(&mut self, more: Self) {
+        self.passed += more.passed;
+        self.failed += more.failed;
+        self.ignored += more.ignored;
+    }
 }
 
 /// Runs the tests. With `all`, what they need beside Rust is installed and started, and a test that
@@ -50,7 +58,17 @@ pub(crate) fn test(all: bool) -> Result<bool> {
         Ok(())
     })?;
     drop(model);
-    let (counts, success) = outcome.context("the test run left no outcome")?;
+    let (mut counts, mut success) = outcome.context("the test run left no outcome")?;
+    // What is tested of guests and their SDK without a sandbox, compiled for this machine.
+    let mut guests = cargo();
+    guests.current_dir(root().join("plugins")).args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    guests.arg("--target-dir").arg(release_dir()?.with_file_name("plugins-native"));
+    step("Running the unit tests of the SDK and the bundled plugins", "a minute from nothing, then seconds", || {
+        let (more, good) = run_counting(&mut guests)?;
+        counts.add(more);
+        success &= good;
+        Ok(())
+    })?;
     // A run that tested nothing must not look like one that passed.
     let good = success && counts.failed == 0 && counts.passed > 0;
     if !success && counts.failed == 0 {
@@ -78,9 +96,7 @@ fn run_counting(command: &mut Command) -> Result<(Counts, bool)> {
         let text = String::from_utf8_lossy(&text);
         println!("{text}");
         if let Some(more) = parse(&text) {
-            counts.passed += more.passed;
-            counts.failed += more.failed;
-            counts.ignored += more.ignored;
+            counts.add(more);
         }
     }
     Ok((counts, child.wait()?.success()))
