@@ -167,6 +167,9 @@ fn a_tool_that_breaks_is_a_failed_tool_and_no_limit() {
         assert!(error["message"].as_str().unwrap().contains(&format!("the tool `{tool}` broke")), "{error}");
         assert_eq!(ran.error()["code"], "tool_failed");
     }
+    // The words of a panic are in the log of the process that called.
+    let log = world.run(&["logs", "2", "--json"]).exits(0).lines();
+    assert!(log.iter().any(|l| l["level"] == "error" && l["message"].to_string().contains("panicked")), "{log:?}");
 }
 
 #[test]
