@@ -66,6 +66,28 @@ fn size(window: &[Message]) -> u32 {
 }
 
 #[test]
+fn reported_usage_narrows_the_bound_but_never_below_half() {
+    let pages = || (1..=6).map(|id| page(id, PageKind::User, words(40)));
+    let counted = table(u32::MAX, pages()).resident_tokens();
+    // The pages do not fit as they are counted, and do as they are reported.
+    let window = counted - counted / 5;
+    let calibrated = |reported: u32| {
+        let mut table = table(window, pages());
+        table.calibrate(counted, reported);
+        table
+    };
+    assert!(!table(window, pages()).make_room(0, 0).is_empty());
+    let mut narrowed = calibrated(counted / 10 * 6);
+    assert!(narrowed.resident_tokens() < counted * 7 / 10 + 1 && narrowed.resident_tokens() > counted * 6 / 10);
+    assert!(narrowed.make_room(0, 0).is_empty());
+    // What was learned of one window does not hold for another model's.
+    narrowed.set_model(tokens::Counter::Bound, window - 1);
+    assert!(!narrowed.make_room(0, 0).is_empty());
+    assert_eq!(calibrated(1).resident_tokens(), counted.div_ceil(2));
+    assert_eq!(calibrated(counted * 9).resident_tokens(), table(window, pages()).resident_tokens());
+}
+
+#[test]
 fn the_window_is_head_then_history_and_each_call_has_one_result() {
     let t = table(
         4096,
