@@ -26,7 +26,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt as _;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -125,13 +124,7 @@ impl FakeLlm {
             .with_state(Arc::clone(&shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.context("binding a port of 127.0.0.1")?;
         let address = listener.local_addr()?;
-        // An answer is many small pieces: held back until the one before is acknowledged, each takes 40 ms. A socket
-        // that cannot be told so is only slower.
-        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let task = tokio::spawn(async move {
-            // A test server has no log: what it cannot serve, its clients see.
-            let _ = axum::serve(listener, app).await;
-        });
+        let task = crate::serve(listener, app);
         Ok(Self { address, shared, task })
     }
 

@@ -14,7 +14,6 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
-use axum::serve::ListenerExt as _;
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -159,12 +158,7 @@ impl Stub {
             .await
             .with_context(|| format!("binding port {port} of 127.0.0.1"))?;
         let address = listener.local_addr()?;
-        // Small pieces go out at once. A socket that cannot be told so is only slower.
-        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let task = tokio::spawn(async move {
-            // A test server has no log: what it cannot serve, its clients see.
-            let _ = axum::serve(listener, app).await;
-        });
+        let task = crate::serve(listener, app);
         Ok(Self { address, shared, task })
     }
 

@@ -365,7 +365,8 @@ fn address(name: &str, url: &str) -> String {
 mod tests {
     use super::*;
 
-    fn models(toml: &str, env: &[(&str, &str)]) -> Models {
+    /// Models of a configuration's `[llm]` and an environment.
+    pub(super) fn models(toml: &str, env: &[(&str, &str)]) -> Models {
         let config: LlmConfig = toml::from_str(toml).unwrap();
         let env: HashMap<String, String> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         Models::new(config, None, |name| env.get(name).cloned())

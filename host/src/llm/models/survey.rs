@@ -91,7 +91,9 @@ impl Models {
             let why = "its base URL is none; give one like http://127.0.0.1:8080/v1".to_owned();
             return Surveyed { answer: Answer::Unusable(why), ..asked };
         };
-        asked.url = shown(&url);
+        // Without what we put at its end.
+        let shown = http::shown(&url);
+        asked.url = shown.strip_suffix("/models").unwrap_or(&shown).to_owned();
         let key = key_env.and_then(|var| self.env.get(var)).map(String::as_str);
         asked.answer = match headers(settings.kind, key) {
             Some(headers) => list(url, headers).await,
@@ -99,12 +101,6 @@ impl Models {
         };
         asked
     }
-}
-
-/// The address that is asked, without secrets and without what we put at its end.
-fn shown(url: &Url) -> String {
-    let path = url.path().strip_suffix("/models").unwrap_or(url.path());
-    format!("{}{path}", url.origin().ascii_serialization())
 }
 
 /// The headers that carry a key; `None` for one that no header can hold.
@@ -167,19 +163,11 @@ fn cause(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
+    use super::super::tests::models;
     use super::*;
-    use crate::config::LlmConfig;
-
-    fn models(toml: &str, env: &[(&str, &str)]) -> Models {
-        let config: LlmConfig = toml::from_str(toml).unwrap();
-        let env: HashMap<String, String> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Models::new(config, None, |name| env.get(name).cloned())
-    }
 
     /// A server that gives one answer and hands back what it was asked.
     async fn server(answer: &'static str) -> (u16, tokio::task::JoinHandle<String>) {
