@@ -41,6 +41,7 @@ pub mod abi;
 pub mod audit;
 pub mod capability;
 pub mod config;
+pub mod contract;
 pub mod metrics;
 pub mod process;
 pub mod quota;

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::registry::{Candidate, Component, Fault};
+use crate::contract::Fault;
+use crate::registry::{Candidate, Component};
 use crate::tool::Source;
 
 include!(concat!(env!("OUT_DIR"), "/bundled.rs"));

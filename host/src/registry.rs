@@ -13,7 +13,8 @@ use tokio::sync::OnceCell;
 
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::capability::Needs;
-use crate::engine::{self, AgentImage, Engine, Image, Refusal, ToolImage};
+use crate::contract::Fault;
+use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
 use crate::quota::Limits;
 use crate::tool::{Entry, Invocation, Invoke, Report, SessionEnd, Source, ToolRegistry, full_name};
 
@@ -51,23 +52,8 @@ impl Loader {
             message: format!("the sandbox cannot be started: {message}"),
             hint: "check the cache directory and the address-space limit (`ulimit -v`), then start aok again".into(),
         })?;
-        engine.load(digest, bytes, limits).await.map_err(fault)
+        engine.load(digest, bytes, limits).await
     }
-}
-
-fn fault(r: Refusal) -> Fault {
-    Fault { code: r.code, message: r.message, hint: r.hint }
-}
-
-/// Why a plugin is refused, for its author.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Closed code (`docs/plugins.md`).
-    pub code: &'static str,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub hint: String,
 }
 
 /// A plugin that was found, before anybody looked into it.

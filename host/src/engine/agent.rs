@@ -7,9 +7,10 @@ use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::limits::{Fall, Meter, classify};
-use super::{Engine, Refusal, YIELD_INTERVAL, link_refusal, wasi};
+use super::{Engine, YIELD_INTERVAL, link_refusal, wasi};
 use crate::bindings::agent as world;
 use crate::bindings::agent::exports::agent_os::agent::agent_entry;
+use crate::contract::Fault;
 use crate::llm;
 use crate::quota::Limits;
 use crate::syscall::link::{AgentData, GuestData};
@@ -102,7 +103,7 @@ impl fmt::Debug for AgentImage {
 }
 
 impl AgentImage {
-    pub(super) fn new(engine: &Engine, digest: &str, component: &Component) -> Result<Self, Refusal> {
+    pub(super) fn new(engine: &Engine, digest: &str, component: &Component) -> Result<Self, Fault> {
         let pre =
             engine.0.agents.instantiate_pre(component).and_then(world::AgentPre::new).map_err(|e| link_refusal(&e))?;
         Ok(Self { engine: engine.clone(), digest: digest.to_owned(), pre })

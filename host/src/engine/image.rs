@@ -5,6 +5,7 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use crate::capability::Needs;
+use crate::contract::Fault;
 
 /// The role of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +24,6 @@ pub(crate) struct Facts {
     pub(crate) needs: Needs,
 }
 
-/// Why a component is refused before it is run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) code: &'static str,
-    pub(crate) message: String,
-    pub(crate) hint: String,
-}
-
 const TOOL: &str = "agent-os:plugin/tool-provider@0.1.0";
 const AGENT: &str = "agent-os:agent/agent-entry@0.1.0";
 const KNOWN: [&str; 3] = ["agent-os:", "wasi:io/", "wasi:cli/"];
@@ -39,7 +32,7 @@ const FILES: &str = "wasi:filesystem/";
 const KNOWN_WASI: [&str; 5] = ["wasi:clocks/", FILES, "wasi:random/", "wasi:sockets/", HTTP];
 
 /// Reads the facts of a component, or why it cannot be used.
-pub(crate) fn facts(engine: &Engine, component: &Component) -> Result<Facts, Refusal> {
+pub(crate) fn facts(engine: &Engine, component: &Component) -> Result<Facts, Fault> {
     let ty = component.component_type();
     let exports: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
     let imports: Vec<String> = ty.imports(engine).map(|(name, _)| name.to_owned()).collect();
@@ -51,7 +44,7 @@ pub(crate) fn facts(engine: &Engine, component: &Component) -> Result<Facts, Ref
         return Err(no_role(&exports));
     };
     if let Some(name) = imports.iter().find(|i| !is_known(i)) {
-        return Err(Refusal {
+        return Err(Fault {
             code: "unknown_import",
             message: format!("it imports `{name}`, which this kernel does not offer"),
             hint: "build it against the `agent-os:plugin` or `agent-os:agent` world alone, plus WASI 0.2".into(),
@@ -59,7 +52,7 @@ pub(crate) fn facts(engine: &Engine, component: &Component) -> Result<Facts, Ref
     }
     let asks_for = |package: &str| imports.iter().find(|i| i.starts_with(package));
     if let Some(name) = asks_for(HTTP).filter(|_| role == Role::Agent) {
-        return Err(Refusal {
+        return Err(Fault {
             code: "unknown_import",
             message: format!("it is an agent and imports `{name}`; an agent must be a function of its journal"),
             hint: "let it call a tool for that".into(),
@@ -73,15 +66,15 @@ fn is_known(import: &str) -> bool {
     wasi || (import.starts_with(KNOWN[0]) && import.ends_with("@0.1.0"))
 }
 
-fn no_role(exports: &[String]) -> Refusal {
+fn no_role(exports: &[String]) -> Fault {
     let near = exports.iter().find(|e| e.starts_with("agent-os:"));
     match near {
-        Some(other) => Refusal {
+        Some(other) => Fault {
             code: "contract_version",
             message: format!("it exports `{other}`; this kernel serves `{TOOL}` and `{AGENT}`"),
             hint: "rebuild it with the SDK of this aok's version".into(),
         },
-        None => Refusal {
+        None => Fault {
             code: "no_role",
             message: format!("it exports neither `{TOOL}` nor `{AGENT}`, so it is neither a tool nor an agent"),
             hint: format!("it exports: {}", if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") }),
@@ -90,21 +83,21 @@ fn no_role(exports: &[String]) -> Refusal {
 }
 
 /// What is wrong with bytes that are no component.
-pub(crate) fn diagnose(bytes: &[u8], error: &wasmtime::Error) -> Refusal {
+pub(crate) fn diagnose(bytes: &[u8], error: &wasmtime::Error) -> Fault {
     const MAGIC: &[u8] = b"\0asm";
     let hint_build = "build it as a component (for Rust: `wit-component`, or a `wasm32-wasip2` target)".to_owned();
     if bytes.is_empty() {
-        return Refusal { code: "empty_file", message: "the file is empty".into(), hint: "copy it again".into() };
+        return Fault { code: "empty_file", message: "the file is empty".into(), hint: "copy it again".into() };
     }
     if !bytes.starts_with(MAGIC) {
-        return Refusal {
+        return Fault {
             code: "not_wasm",
             message: "the file is not WebAssembly: it does not start with `\\0asm`".into(),
             hint: hint_build,
         };
     }
     if bytes.get(4..8) == Some(&[1, 0, 0, 0]) {
-        return Refusal {
+        return Fault {
             code: "core_module",
             message: "the file is a core WebAssembly module, not a component".into(),
             hint: hint_build,
@@ -114,13 +107,13 @@ pub(crate) fn diagnose(bytes: &[u8], error: &wasmtime::Error) -> Refusal {
     let cut = ["unexpected end", "unexpected-eof"].iter().any(|words| text.contains(words));
     // The size that a section says reaches past the file.
     if cut || text.contains("section range") && text.contains("is out of bounds") {
-        return Refusal {
+        return Fault {
             code: "truncated",
             message: format!("the component ends too early, after {} bytes", bytes.len()),
             hint: "copy it again; write to another name and rename it".into(),
         };
     }
-    Refusal {
+    Fault {
         code: "invalid_component",
         message: format!("the component is not valid: {}", error.root_cause()),
         hint: hint_build,

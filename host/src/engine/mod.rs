@@ -21,11 +21,12 @@ use wasmtime::component::Linker;
 
 pub use agent::{AgentImage, Ended};
 pub use config::config;
-pub(crate) use image::{Refusal, Role};
+pub(crate) use image::Role;
 pub use tool::ToolImage;
 
 use crate::abi::ToolSpec;
 use crate::capability::Needs;
+use crate::contract::Fault;
 use crate::quota::Limits;
 
 /// Fuel between two yields of a guest. One poll of a process runs at most this much.
@@ -104,7 +105,7 @@ impl Engine {
     }
 
     /// Compiles (or loads) a component, tells its role and, for a tool, asks for its tools.
-    pub(crate) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Refusal> {
+    pub(crate) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
         let (engine, owned, name) = (self.clone(), bytes.to_vec(), digest.to_owned());
         // Compiling takes a core for long: not on the caller's thread.
         let compiled =
@@ -113,7 +114,7 @@ impl Engine {
             Ok(Ok(component)) => component,
             Ok(Err(e)) => return Err(image::diagnose(bytes, &e)),
             Err(e) => {
-                return Err(image::Refusal {
+                return Err(Fault {
                     code: "compile_failed",
                     message: e.to_string(),
                     hint: "report it as a bug".into(),
@@ -165,8 +166,8 @@ fn tick(engine: &wasmtime::Engine, ticking: Arc<AtomicBool>) -> std::io::Result<
 }
 
 /// A component that cannot be linked: said in the contract's words, not the linker's.
-fn link_refusal(error: &wasmtime::Error) -> Refusal {
-    Refusal {
+fn link_refusal(error: &wasmtime::Error) -> Fault {
+    Fault {
         code: "contract_mismatch",
         message: format!("it does not fit this kernel's contract: {}", error.root_cause()),
         hint: "rebuild it with the SDK of this aok's version".into(),

@@ -16,12 +16,13 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::egress::{self, Egress};
 use super::limits::{Fall, Meter, classify};
-use super::{Engine, Refusal, YIELD_INTERVAL, link_refusal, wasi};
+use super::{Engine, YIELD_INTERVAL, link_refusal, wasi};
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::bindings::tool as world;
 use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
 use crate::bindings::types;
 use crate::capability::HostGrant;
+use crate::contract::Fault;
 use crate::process::Pid;
 use crate::quota::Limits;
 use crate::syscall::link::{GuestData, ToolData};
@@ -114,7 +115,7 @@ impl fmt::Debug for ToolImage {
 }
 
 impl ToolImage {
-    pub(super) fn new(engine: &Engine, component: &Component, limits: Limits) -> Result<Self, Refusal> {
+    pub(super) fn new(engine: &Engine, component: &Component, limits: Limits) -> Result<Self, Fault> {
         let pre =
             engine.0.tools.instantiate_pre(component).and_then(world::ToolPre::new).map_err(|e| link_refusal(&e))?;
         let provider = component.get_export_index(None, PROVIDER);
@@ -161,13 +162,13 @@ impl ToolImage {
     }
 
     /// Asks the component which tools it has, with no rights.
-    pub(super) async fn list_tools(&self) -> Result<Vec<ToolSpec>, Refusal> {
-        let refusal = |message: String| Refusal {
+    pub(super) async fn list_tools(&self) -> Result<Vec<ToolSpec>, Fault> {
+        let refusal = |message: String| Fault {
             code: "list_tools_failed",
             message,
             hint: "`list-tools` must return without files, state or other rights".into(),
         };
-        let limited = |limit: &str, message: String| Refusal {
+        let limited = |limit: &str, message: String| Fault {
             hint: format!("it needs less, or a higher limit of `{limit}` under `[limits]` in aok.toml"),
             ..refusal(message)
         };
@@ -274,9 +275,9 @@ fn fall_error(tool: &str, error: &wasmtime::Error, data: &ToolStore, fuel: u64, 
 }
 
 /// A listed tool with its schemas read.
-fn spec(s: crate::bindings::types::ToolSpec) -> Result<ToolSpec, Refusal> {
+fn spec(s: crate::bindings::types::ToolSpec) -> Result<ToolSpec, Fault> {
     let schema = |text: &str, what: &str| {
-        let bad = |why: String| Refusal {
+        let bad = |why: String| Fault {
             code: "invalid_schema",
             message: format!("the {what} schema of its tool `{}` cannot be used: {why}", s.name),
             hint: "give a JSON Schema (draft 2020-12) object".into(),
@@ -286,7 +287,7 @@ fn spec(s: crate::bindings::types::ToolSpec) -> Result<ToolSpec, Refusal> {
         Ok(value)
     };
     if s.name.is_empty() {
-        return Err(Refusal {
+        return Err(Fault {
             code: "invalid_tool_name",
             message: "one of its tools has no name".into(),
             hint: "give each tool a name".into(),
