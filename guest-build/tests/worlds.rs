@@ -68,6 +68,7 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
             "wasi:http/outgoing-handler",
         ],
     ),
+    ("herald", TOOL, &[TYPES, LOG]),
     ("kvagent", AGENT, &[TYPES, LOG, STATE]),
     ("probe", TOOL, &[TYPES, LOG, STATE]),
     ("spinner", AGENT, &[LOG]),

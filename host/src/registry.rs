@@ -1,77 +1,61 @@
-//! Which image serves which name. Images are made when they are first needed; what they are (role,
-//! tools) is remembered by digest, so that listing costs no compilation.
+//! Which image serves which name, and what became of each plugin that was found.
+//!
+//! [`Registry::update`] takes what a look at the directories found and makes the registry so: new and
+//! changed plugins are loaded in the background, each takes the place of its older self in one step
+//! when it is ready, and those that are gone are withdrawn. A file that cannot be loaded takes no
+//! place: what its plugin served before, it goes on serving, and the record tells what is wrong.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+mod files;
+mod image;
 
-use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::abi::{Errno, Error, ToolSpec};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+pub use files::{Files, Stamp, read_component};
+pub use image::{Counts, Loader};
+
+use crate::abi::ToolSpec;
 use crate::capability::Needs;
 use crate::contract::Fault;
 use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
+use crate::manifest::{Manifest, Permissions};
 use crate::quota::Limits;
-use crate::tool::{Entry, Invocation, Invoke, Report, SessionEnd, Source, ToolRegistry, full_name};
-
-/// The engine, opened when the first image is needed, and where its caches are.
-#[derive(Debug)]
-pub struct Loader {
-    cache: Option<PathBuf>,
-    engine: OnceCell<Engine>,
-}
-
-impl Loader {
-    /// A loader that keeps compiled code in `cache`.
-    #[must_use]
-    pub fn new(cache: Option<PathBuf>) -> Self {
-        Self { cache, engine: OnceCell::new() }
-    }
-
-    /// The engine.
-    ///
-    /// # Errors
-    /// See [`Engine::open`].
-    pub async fn engine(&self) -> Result<&Engine, String> {
-        let open = || {
-            let cache = self.cache.clone();
-            async move {
-                tokio::task::spawn_blocking(move || Engine::open(cache.as_deref())).await.map_err(|e| e.to_string())?
-            }
-        };
-        self.engine.get_or_try_init(open).await
-    }
-
-    async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
-        let engine = self.engine().await.map_err(|message| Fault {
-            code: "engine",
-            message: format!("the sandbox cannot be started: {message}"),
-            hint: "check the cache directory and the address-space limit (`ulimit -v`), then start aok again".into(),
-        })?;
-        engine.load(digest, bytes, limits).await
-    }
-}
+use crate::tool::{Entry, Invoke, Source, ToolRegistry, full_name};
+use files::{Contents, Unread};
+use image::{Code, Known, Lazy, LazyTools};
 
 /// A plugin that was found, before anybody looked into it.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// Its name.
     pub name: String,
-    /// Its file; `None` for bundled ones.
-    pub file: Option<PathBuf>,
-    /// Where from.
-    pub source: Source,
-    /// Its component, or why there is none.
-    pub component: Result<Component, Fault>,
+    /// Where its code is.
+    pub origin: Origin,
+    /// What its files looked like.
+    pub stamp: Stamp,
+    /// Whether they are being written.
+    pub calm: Calm,
+    /// Why it cannot be a plugin, whatever its code is.
+    pub fault: Option<Fault>,
 }
 
-/// A component's bytes.
-#[derive(Clone, Debug)]
-pub enum Component {
+impl Candidate {
+    /// A plugin whose files, if it has any, are at rest.
+    #[must_use]
+    pub fn new(name: &str, origin: Origin) -> Self {
+        Self { name: name.to_owned(), origin, stamp: Stamp::default(), calm: Calm::Settled, fault: None }
+    }
+
+    fn can_load(&self) -> bool {
+        self.fault.is_none() && matches!(self.calm, Calm::Settled | Calm::Replaced)
+    }
+}
+
+/// Where a plugin's code is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
     /// Inside the binary, with its SHA-256 in hex.
     Bundled {
         /// The component.
@@ -79,61 +63,107 @@ pub enum Component {
         /// Its digest.
         digest: &'static str,
     },
-    /// Read from a file.
-    File(Arc<[u8]>),
+    /// In files.
+    Files(Files),
 }
 
-impl Component {
-    fn bytes(&self) -> &[u8] {
+impl Origin {
+    /// The file that the plugin is known by; none for a bundled one.
+    #[must_use]
+    pub fn file(&self) -> Option<&PathBuf> {
         match self {
-            Self::Bundled { bytes, .. } => bytes,
-            Self::File(bytes) => bytes,
+            Self::Bundled { .. } => None,
+            Self::Files(files) => Some(&files.component),
         }
     }
 
-    fn digest(&self) -> String {
+    fn source(&self) -> Source {
         match self {
-            Self::Bundled { digest, .. } => (*digest).to_owned(),
-            Self::File(bytes) => engine::digest(bytes),
+            Self::Bundled { .. } => Source::Bundled,
+            Self::Files(_) => Source::Directory,
         }
     }
 }
 
-/// What a component is, as the cache remembers it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum Known {
-    Agent,
-    Tools { specs: Vec<ToolSpec>, needs: Needs },
+/// Whether files are being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calm {
+    /// They have been as they are for a while.
+    Settled,
+    /// They changed a moment ago.
+    Changing,
+    /// They have been changing for long, each time by another whole file: one may be tried.
+    Replaced,
+    /// They have been changing for long, in place.
+    Restless,
 }
 
-/// A plugin, loaded or refused.
+/// A plugin, as `plugin ls` shows it.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// Name.
     pub name: String,
     /// File; `None` for bundled ones.
     pub file: Option<PathBuf>,
-    /// Where from.
-    pub source: Source,
-    /// SHA-256, hex.
+    /// How its file is.
+    pub state: State,
+    /// SHA-256 of what it serves, hex; of a refused file where it serves nothing.
     pub digest: Option<String>,
+    /// From its manifest.
+    pub version: Option<String>,
     /// Full names of its tools.
     pub tools: Vec<String>,
     /// Whether it is an agent.
     pub is_agent: bool,
+    /// What its manifest asks for.
+    pub requested: Permissions,
     /// Calls and failed calls since the kernel started.
     pub counts: Arc<Counts>,
-    /// Why it is refused.
+    /// Why its file is refused.
     pub fault: Option<Fault>,
 }
 
-/// Calls of a plugin.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// All calls.
-    pub calls: AtomicU64,
-    /// Those that failed.
-    pub errors: AtomicU64,
+/// How a plugin's file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Being written, read or compiled.
+    Loading,
+    /// What it holds is served.
+    Loaded,
+    /// It cannot be used.
+    Refused,
+}
+
+impl State {
+    /// The word in `plugin ls`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Loaded => "loaded",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Something that the audit log should hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The plugin.
+    pub plugin: String,
+    /// What happened to it.
+    pub what: Happened,
+}
+
+/// What happened to a plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Happened {
+    /// It serves the component of this digest now.
+    Loaded(String),
+    /// Its file was refused, with this code.
+    Refused(&'static str),
+    /// It serves no more.
+    Unloaded,
 }
 
 /// An agent that can be spawned.
@@ -154,87 +184,137 @@ impl Agent {
     /// # Errors
     /// Why it cannot be loaded.
     pub async fn image(&self) -> Result<Arc<AgentImage>, Fault> {
-        self.lazy
-            .get(|image| match image {
-                Image::Agent(agent) => Some(agent),
-                Image::Tools(..) => None,
-            })
-            .await
+        self.lazy.agent().await
     }
 }
 
-/// An image that is made when it is first needed.
+/// A plugin's place in the registry.
 #[derive(Debug)]
-struct Lazy<T> {
-    loader: Arc<Loader>,
-    digest: String,
-    component: Component,
-    limits: Limits,
-    image: OnceCell<Arc<T>>,
-}
-
-impl<T> Lazy<T> {
-    async fn get(&self, pick: fn(Image) -> Option<Arc<T>>) -> Result<Arc<T>, Fault> {
-        let make = || async {
-            let image = self.loader.load(&self.digest, self.component.bytes(), self.limits).await?;
-            pick(image).ok_or_else(|| Fault {
-                code: "role_changed",
-                message: "the cache remembers another role of this component".into(),
-                hint: "remove the `cache` directory".into(),
-            })
-        };
-        self.image.get_or_try_init(make).await.cloned()
-    }
-}
-
-/// A tool plugin as the tool table calls it.
-#[derive(Debug)]
-struct LazyTools {
-    lazy: Lazy<ToolImage>,
+struct Plugin {
+    found: Candidate,
+    /// Put here by a caller and not by a look at the directories.
+    registered: bool,
+    /// What its files looked like when they were last loaded.
+    loaded: Option<Stamp>,
+    /// The last load that was begun: the end of an earlier one counts for nothing.
+    ticket: u64,
+    /// Whether that load has not ended. Another waits for it, so that files that change faster than they
+    /// load are followed, if at a distance.
+    under_way: bool,
+    state: State,
+    fault: Option<Fault>,
+    /// Digest of a component that was read and refused.
+    refused_digest: Option<String>,
+    serving: Option<Serving>,
     counts: Arc<Counts>,
 }
 
-#[async_trait]
-impl Invoke for LazyTools {
-    async fn invoke(&self, call: Invocation) -> Report {
-        self.counts.calls.fetch_add(1, Ordering::Relaxed);
-        let image = self.lazy.get(|image| match image {
-            Image::Tools(tools, ..) => Some(tools),
-            Image::Agent(_) => None,
-        });
-        let report = match image.await {
-            Ok(image) => image.invoke(call).await,
-            Err(fault) => Report {
-                result: Err(Error::new(
-                    Errno::Io,
-                    format!("the tool `{}` cannot be loaded: {}", call.tool, fault.message),
-                )),
-                fuel: 0,
-                memory_bytes: 0,
-                session: SessionEnd::default(),
-            },
-        };
-        if report.result.is_err() {
-            self.counts.errors.fetch_add(1, Ordering::Relaxed);
+/// What a plugin serves.
+#[derive(Debug)]
+struct Serving {
+    digest: String,
+    version: Option<String>,
+    requested: Permissions,
+    tools: Vec<String>,
+    agent: Option<Agent>,
+}
+
+impl Plugin {
+    fn new(found: Candidate, registered: bool) -> Self {
+        Self {
+            found,
+            registered,
+            loaded: None,
+            ticket: 0,
+            under_way: false,
+            state: State::Loading,
+            fault: None,
+            refused_digest: None,
+            serving: None,
+            counts: Arc::default(),
         }
-        report
+    }
+
+    fn is(&self, found: &Candidate) -> bool {
+        self.found.name == found.name && self.found.origin.file() == found.origin.file()
+    }
+
+    /// Whether somebody who needs it should wait for it.
+    fn is_coming(&self) -> bool {
+        self.state == State::Loading && !matches!(self.found.calm, Calm::Replaced | Calm::Restless)
+    }
+
+    fn record(&self) -> Record {
+        let serving = self.serving.as_ref();
+        Record {
+            name: self.found.name.clone(),
+            file: self.found.origin.file().cloned(),
+            state: self.state,
+            digest: serving.map(|s| s.digest.clone()).or_else(|| self.refused_digest.clone()),
+            version: serving.and_then(|s| s.version.clone()),
+            tools: serving.map(|s| s.tools.clone()).unwrap_or_default(),
+            is_agent: serving.is_some_and(|s| s.agent.is_some()),
+            requested: serving.map(|s| s.requested.clone()).unwrap_or_default(),
+            counts: Arc::clone(&self.counts),
+            fault: self.fault.clone(),
+        }
     }
 }
 
-/// All plugins of a kernel.
+/// A load that was begun.
+struct Job {
+    ticket: u64,
+    found: Candidate,
+    counts: Arc<Counts>,
+}
+
+/// What a load came to.
+enum Loaded {
+    /// It can serve.
+    Ready { digest: String, manifest: Box<Manifest>, known: Known, image: Option<Image> },
+    /// It was changed meanwhile: the next look begins anew.
+    Changing,
+    /// It cannot.
+    Refused { digest: Option<String>, fault: Fault },
+}
+
+impl From<Fault> for Loaded {
+    fn from(fault: Fault) -> Self {
+        Self::Refused { digest: None, fault }
+    }
+}
+
+/// All plugins of a kernel. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Registry(Arc<Shared>);
+
 #[derive(Debug)]
-pub struct Registry {
+struct Shared {
     loader: Arc<Loader>,
     limits: Limits,
-    agents: RwLock<BTreeMap<String, Agent>>,
-    records: RwLock<Vec<Record>>,
+    tools: Arc<ToolRegistry>,
+    plugins: Mutex<Vec<Plugin>>,
+    /// Loads under way at once: each may hold a large component and its compiler.
+    turns: Semaphore,
+    /// Counts changes, for those who wait.
+    version: watch::Sender<u64>,
+    notices: mpsc::UnboundedSender<Notice>,
 }
 
 impl Registry {
-    /// An empty registry; `limits` are those of one tool call.
+    /// An empty registry, whose tools go into `tools`; `limits` are the most that one tool call may use.
+    /// The receiver gets what the audit log should hold.
     #[must_use]
-    pub fn new(loader: Arc<Loader>, limits: Limits) -> Self {
-        Self { loader, limits, agents: RwLock::default(), records: RwLock::default() }
+    pub fn new(
+        loader: Arc<Loader>,
+        limits: Limits,
+        tools: Arc<ToolRegistry>,
+    ) -> (Self, mpsc::UnboundedReceiver<Notice>) {
+        let (notices, receiver) = mpsc::unbounded_channel();
+        let plugins = Mutex::default();
+        let turns = Semaphore::new(LOADS_AT_ONCE);
+        let shared = Shared { loader, limits, tools, plugins, turns, version: watch::Sender::new(0), notices };
+        (Self(Arc::new(shared)), receiver)
     }
 
     /// The sandbox that the images run in; opened by the first who needs it.
@@ -242,147 +322,454 @@ impl Registry {
     /// # Errors
     /// See [`Engine::open`].
     pub async fn engine(&self) -> Result<&Engine, String> {
-        self.loader.engine().await
+        self.0.loader.engine().await
     }
 
-    /// Registers what was found; tools go into `tools`. A plugin that cannot be loaded is recorded with
-    /// its diagnosis and disturbs no other.
-    pub async fn fill(&self, found: Vec<Candidate>, tools: &ToolRegistry) {
-        for candidate in found {
-            let record = self.add(candidate, tools).await;
-            if let Some(fault) = &record.fault {
-                let Fault { code, message, hint } = fault;
-                tracing::warn!(plugin = record.name, code, "plugin refused: {message} ({hint})");
-            }
-            self.records.write().unwrap_or_else(PoisonError::into_inner).push(record);
+    /// The first filling: as [`Self::update`], and what is known of a component from an earlier run is
+    /// taken at once, its image being made at its first use. What must be compiled is left to the
+    /// background.
+    pub async fn fill(&self, found: Vec<Candidate>) {
+        let jobs = self.take(found);
+        let registry = self.clone();
+        let quick = tokio::task::spawn_blocking(move || {
+            jobs.into_iter().filter_map(|job| registry.recall(job)).collect::<Vec<_>>()
+        });
+        for job in quick.await.unwrap_or_default() {
+            self.begin(job);
         }
     }
 
-    async fn add(&self, candidate: Candidate, tools: &ToolRegistry) -> Record {
-        let Candidate { name, file, source, component } = candidate;
-        let counts = Arc::new(Counts::default());
-        let mut record = Record {
-            name,
-            file,
-            source,
-            digest: None,
-            tools: Vec::new(),
-            is_agent: false,
-            counts: Arc::clone(&counts),
-            fault: None,
-        };
-        let component = match component {
-            Ok(component) => component,
-            Err(fault) => return Record { fault: Some(fault), ..record },
-        };
-        let digest = component.digest();
-        record.digest = Some(digest.clone());
-        let name = &record.name;
-        match self.know(&digest, &component).await {
-            Err(fault) => record.fault = Some(fault),
-            Ok(Known::Agent) => {
-                record.is_agent = true;
-                let lazy = Arc::new(self.lazy(&digest, component, Limits::AGENT));
-                let agent = Agent { name: name.clone(), digest, source, lazy };
-                self.agents.write().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), agent);
+    /// Makes the registry as a look at the directories found them. Loading goes on in the background.
+    pub fn update(&self, found: Vec<Candidate>) {
+        for job in self.take(found) {
+            self.begin(job);
+        }
+    }
+
+    /// Loads a plugin that no directory holds, and waits for it. It stays until [`Self::unregister`].
+    ///
+    /// # Errors
+    /// Why it is refused; what its name served before, it goes on serving.
+    pub async fn register(&self, mut found: Candidate) -> Result<Record, Fault> {
+        if let Some(fault) = found.fault.take() {
+            return Err(fault);
+        }
+        let job = {
+            let mut plugins = self.plugins();
+            let other = plugins.iter().find(|p| p.found.name == found.name && !p.is(&found));
+            if let Some(other) = other {
+                return Err(name_taken(&other.found));
             }
-            Ok(Known::Tools { specs, needs }) => {
-                let code: Arc<dyn Invoke> =
-                    Arc::new(LazyTools { lazy: self.lazy(&digest, component, self.limits), counts });
-                match self.entries(name, source, specs, needs, &code) {
-                    Ok(entries) => {
-                        record.tools = entries.iter().map(|e| e.spec.name.clone()).collect();
-                        if let Err((taken, owner)) = tools.add(entries) {
-                            record.tools.clear();
-                            record.fault = Some(Fault {
-                                code: "tool_name_taken",
-                                message: format!("its tool name `{taken}` belongs to the plugin `{owner}`"),
-                                hint: "rename the tool or the file".into(),
-                            });
-                        }
-                    }
-                    Err(fault) => record.fault = Some(fault),
+            if !plugins.iter().any(|p| p.is(&found)) {
+                plugins.push(Plugin::new(found.clone(), true));
+            }
+            let place = plugins.iter_mut().find(|p| p.is(&found));
+            place.map(|plugin| begin_load(plugin, found.clone()))
+        };
+        if let Some(job) = job {
+            let loaded = self.load(&job.found).await;
+            self.settle(&job, loaded);
+        }
+        let mut plugins = self.plugins();
+        let at = plugins.iter().position(|p| p.is(&found));
+        let record = at.map(|i| plugins[i].record());
+        match record {
+            Some(Record { fault: Some(fault), .. }) => {
+                // A refused one that serves nothing is nobody's concern but its caller's.
+                plugins.retain(|p| !(p.is(&found) && p.registered && p.serving.is_none()));
+                Err(fault)
+            }
+            Some(record) if record.state == State::Loaded => Ok(record),
+            _ => Err(Fault {
+                code: "changing",
+                message: format!("the files of `{}` changed while they were read", found.name),
+                hint: "register it again when they have been written".into(),
+            }),
+        }
+    }
+
+    /// Takes out a plugin that [`Self::register`] put here; whether there was one.
+    pub fn unregister(&self, name: &str) -> bool {
+        let mut plugins = self.plugins();
+        let Some(at) = plugins.iter().position(|p| p.registered && p.found.name == name) else { return false };
+        let plugin = plugins.remove(at);
+        self.unload(&plugin);
+        drop(plugins);
+        self.changed();
+        true
+    }
+
+    async fn wait(&self, wanted: impl Fn(&Plugin) -> bool) {
+        let mut version = self.0.version.subscribe();
+        while self.plugins().iter().any(|p| p.is_coming() && wanted(p)) {
+            // It fails only when the registry is gone, which this borrows.
+            if version.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether files that are being written are waited for.
+    #[must_use]
+    pub fn awaits_files(&self) -> bool {
+        self.plugins().iter().any(|p| p.is_coming() && p.loaded.as_ref() != Some(&p.found.stamp))
+    }
+
+    /// Waits until every plugin is loaded or refused. Files that never come to rest are not waited for.
+    pub async fn ready(&self) {
+        self.wait(|_| true).await;
+    }
+
+    /// Waits until the plugin that an agent or a full tool name speaks of is loaded or refused.
+    pub async fn ready_for(&self, name: &str) {
+        let concerns = |plugin: &str| {
+            name == plugin || name == full_name(plugin, plugin) || name.starts_with(&full_name(plugin, ""))
+        };
+        self.wait(|p| concerns(&p.found.name)).await;
+    }
+
+    /// Puts `found` into the places of the plugins; what is to be loaded is returned.
+    fn take(&self, found: Vec<Candidate>) -> Vec<Job> {
+        let mut plugins = self.plugins();
+        let mut before = std::mem::take(&mut *plugins);
+        let mut jobs = Vec::new();
+        let mut gone = false;
+        for found in found {
+            let at = before.iter().position(|p| p.is(&found));
+            let mut plugin = at.map_or_else(|| Plugin::new(found.clone(), false), |i| before.swap_remove(i));
+            plugin.registered = false;
+            let was_serving = plugin.serving.is_some();
+            jobs.extend(self.place(&mut plugin, found));
+            gone |= was_serving && plugin.serving.is_none();
+            plugins.push(plugin);
+        }
+        for plugin in before {
+            if plugin.registered {
+                plugins.push(plugin);
+            } else {
+                gone = true;
+                self.unload(&plugin);
+            }
+        }
+        if gone {
+            // What one of them had in another's way is free now.
+            let in_the_way = |p: &Plugin| p.fault.as_ref().is_some_and(|f| f.code == TOOL_NAME_TAKEN);
+            let waiting = plugins.iter_mut().filter(|p| !p.under_way && in_the_way(p));
+            jobs.extend(waiting.map(|p| begin_load(p, p.found.clone())));
+        }
+        drop(plugins);
+        self.changed();
+        jobs
+    }
+
+    /// What is to be done about one plugin that was found.
+    fn place(&self, plugin: &mut Plugin, found: Candidate) -> Option<Job> {
+        if let Some(fault) = &found.fault {
+            if plugin.fault.as_ref() != Some(fault) {
+                self.tell(&found.name, Happened::Refused(fault.code));
+                warn(&found.name, fault);
+            }
+            self.unload(plugin);
+            // A load that is under way counts for nothing.
+            plugin.ticket += 1;
+            plugin.under_way = false;
+            (plugin.state, plugin.fault) = (State::Refused, found.fault.clone());
+            (plugin.serving, plugin.loaded, plugin.refused_digest) = (None, None, None);
+            plugin.found = found;
+            return None;
+        }
+        if plugin.loaded.as_ref() == Some(&found.stamp) {
+            plugin.found = found;
+            return None;
+        }
+        if found.can_load() && !plugin.under_way {
+            return Some(begin_load(plugin, found));
+        }
+        plugin.state = State::Loading;
+        plugin.found = found;
+        None
+    }
+
+    fn unload(&self, plugin: &Plugin) {
+        if let Some(serving) = &plugin.serving {
+            if !serving.tools.is_empty() {
+                self.0.tools.withdraw(&plugin.found.name);
+            }
+            self.tell(&plugin.found.name, Happened::Unloaded);
+        }
+    }
+
+    /// Settles a load from what is remembered, without code; what cannot be is returned.
+    fn recall(&self, job: Job) -> Option<Job> {
+        let loaded = self.read(&job.found).and_then(|read| match self.0.loader.remembered(&read.digest) {
+            Some(known) => Ok(Some(Loaded::Ready { digest: read.digest, manifest: read.manifest, known, image: None })),
+            None => Ok(None),
+        });
+        match loaded {
+            Ok(Some(loaded)) | Err(loaded) => {
+                self.settle(&job, loaded);
+                None
+            }
+            Ok(None) => Some(job),
+        }
+    }
+
+    fn begin(&self, job: Job) {
+        let registry = self.clone();
+        tokio::spawn(async move {
+            // It fails only when it is closed, which nobody does.
+            let _turn = registry.0.turns.acquire().await;
+            let loaded = registry.load(&job.found).await;
+            registry.settle(&job, loaded);
+        });
+    }
+
+    fn read(&self, found: &Candidate) -> Result<Read, Loaded> {
+        match &found.origin {
+            Origin::Bundled { digest, .. } => {
+                Ok(Read { digest: (*digest).to_owned(), component: Vec::new(), manifest: Box::default() })
+            }
+            Origin::Files(files) => {
+                let Contents { component, manifest, wit: _ } = files.read().map_err(|e| match e {
+                    Unread::Changing => Loaded::Changing,
+                    Unread::Fault(fault) => fault.into(),
+                })?;
+                let digest = engine::digest(&component);
+                let manifest =
+                    manifest.map_or_else(|| Ok(Manifest::default()), |text| Manifest::parse(&found.name, &text));
+                let manifest = manifest.map_err(|fault| Loaded::Refused { digest: Some(digest.clone()), fault })?;
+                Ok(Read { digest, component, manifest: Box::new(manifest) })
+            }
+        }
+    }
+
+    /// Reads a plugin's files and makes its image, so that the first call does not wait for it.
+    async fn load(&self, found: &Candidate) -> Loaded {
+        let (registry, own) = (self.clone(), found.clone());
+        let read = match tokio::task::spawn_blocking(move || registry.read(&own)).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(loaded)) => return loaded,
+            Err(_) => return Loaded::Changing,
+        };
+        let Read { digest, component, manifest } = read;
+        let refused = |fault| Loaded::Refused { digest: Some(digest.clone()), fault };
+        let limits = match manifest.within(self.0.limits) {
+            Ok(limits) => limits,
+            Err(fault) => return refused(fault),
+        };
+        let bytes = match &found.origin {
+            Origin::Bundled { bytes, .. } => bytes,
+            Origin::Files(_) => &component[..],
+        };
+        match self.0.loader.load(&digest, bytes, limits).await {
+            Ok(image) => {
+                let known = Known::of(&image);
+                self.0.loader.remember(&digest, &known);
+                Loaded::Ready { digest, manifest, known, image: Some(image) }
+            }
+            Err(fault) => refused(fault),
+        }
+    }
+
+    /// Ends a load: its plugin serves what was loaded, from now on, or is refused.
+    fn settle(&self, job: &Job, loaded: Loaded) {
+        let mut plugins = self.plugins();
+        let Some(plugin) = plugins.iter_mut().find(|p| p.is(&job.found) && p.ticket == job.ticket) else { return };
+        plugin.under_way = false;
+        let made = match loaded {
+            Loaded::Ready { digest, manifest, known, image } => {
+                let made = self.serve(job, &digest, *manifest, known, image);
+                made.map_err(|fault| (Some(digest), fault))
+            }
+            Loaded::Refused { digest, fault } => Err((digest, fault)),
+            Loaded::Changing => {
+                plugin.loaded = None;
+                return;
+            }
+        };
+        match made {
+            Ok(serving) => {
+                // The binary answers for what is in it.
+                if job.found.origin.source() == Source::Directory {
+                    self.tell(&job.found.name, Happened::Loaded(serving.digest.clone()));
                 }
+                (plugin.state, plugin.fault, plugin.refused_digest) = (State::Loaded, None, None);
+                plugin.serving = Some(serving);
+            }
+            Err((digest, fault)) => {
+                warn(&job.found.name, &fault);
+                self.tell(&job.found.name, Happened::Refused(fault.code));
+                (plugin.state, plugin.fault, plugin.refused_digest) = (State::Refused, Some(fault), digest);
             }
         }
-        record
+        let newer = plugin.found.can_load() && plugin.loaded.as_ref() != Some(&plugin.found.stamp);
+        let next = newer.then(|| begin_load(plugin, plugin.found.clone()));
+        drop(plugins);
+        self.changed();
+        if let Some(next) = next {
+            self.begin(next);
+        }
     }
 
-    fn lazy<T>(&self, digest: &str, component: Component, limits: Limits) -> Lazy<T> {
-        Lazy { loader: Arc::clone(&self.loader), digest: digest.to_owned(), component, limits, image: OnceCell::new() }
+    /// Puts what was loaded in the place of what the plugin served.
+    fn serve(
+        &self,
+        job: &Job,
+        digest: &str,
+        manifest: Manifest,
+        known: Known,
+        image: Option<Image>,
+    ) -> Result<Serving, Fault> {
+        let name = &job.found.name;
+        let code = |limits| Code {
+            loader: Arc::clone(&self.0.loader),
+            origin: job.found.origin.clone(),
+            digest: digest.to_owned(),
+            limits,
+        };
+        let mut serving = Serving {
+            digest: digest.to_owned(),
+            version: manifest.version.clone(),
+            requested: manifest.permissions.clone(),
+            tools: Vec::new(),
+            agent: None,
+        };
+        match known {
+            Known::Agent => {
+                manifest.check_tools(std::iter::empty())?;
+                let image = image.and_then(|image| match image {
+                    Image::Agent(agent) => Some(agent),
+                    Image::Tools(..) => None,
+                });
+                let lazy = Arc::new(Lazy::new(code(Limits::AGENT), image));
+                let source = job.found.origin.source();
+                self.0.tools.withdraw(name);
+                serving.agent = Some(Agent { name: name.clone(), digest: digest.to_owned(), source, lazy });
+            }
+            Known::Tools { specs, needs } => {
+                manifest.check_tools(specs.iter().map(|s| s.name.as_str()))?;
+                let limits = manifest.within(self.0.limits)?;
+                let image = image.and_then(|image| match image {
+                    Image::Tools(tools, ..) => Some(tools),
+                    Image::Agent(_) => None,
+                });
+                let tools = self.entries(job, &manifest, specs, needs, Lazy::new(code(limits), image))?;
+                serving.tools = tools.iter().map(|e| e.spec.name.clone()).collect();
+                self.0.tools.swap(name, tools).map_err(|(taken, owner)| Fault {
+                    code: TOOL_NAME_TAKEN,
+                    message: format!("its tool name `{taken}` belongs to the plugin `{owner}`"),
+                    hint: "rename the tool or the file".into(),
+                })?;
+            }
+        }
+        Ok(serving)
     }
 
     fn entries(
         &self,
-        plugin: &str,
-        source: Source,
+        job: &Job,
+        manifest: &Manifest,
         specs: Vec<ToolSpec>,
         needs: Needs,
-        code: &Arc<dyn Invoke>,
+        lazy: Lazy<ToolImage>,
     ) -> Result<Vec<Entry>, Fault> {
+        let limits = manifest.within(self.0.limits)?;
+        let code: Arc<dyn Invoke> = Arc::new(LazyTools { lazy, counts: Arc::clone(&job.counts) });
+        let plugin = &job.found.name;
         let entry = |spec: ToolSpec| {
             let validator = jsonschema::validator_for(&spec.input_schema).map_err(|e| Fault {
                 code: "invalid_schema",
                 message: format!("the input schema of its tool `{}` cannot be used: {e}", spec.name),
                 hint: "give a JSON Schema (draft 2020-12) object".into(),
             })?;
+            let note = manifest.tools.get(&spec.name);
             Ok(Entry {
                 validator,
-                plugin: plugin.to_owned(),
+                plugin: plugin.clone(),
                 tool: spec.name.clone(),
-                source,
+                source: job.found.origin.source(),
                 needs,
-                limits: self.limits,
-                code: Arc::clone(code),
-                spec: ToolSpec { name: full_name(plugin, &spec.name), ..spec },
+                limits,
+                code: Arc::clone(&code),
+                spec: ToolSpec {
+                    name: full_name(plugin, &spec.name),
+                    effect: note.and_then(|n| n.effect).unwrap_or(spec.effect),
+                    description: note.and_then(|n| n.description.clone()).unwrap_or(spec.description),
+                    ..spec
+                },
             })
         };
         specs.into_iter().map(entry).collect()
     }
 
-    /// What a component is: from the cache, or by loading it once.
-    async fn know(&self, digest: &str, component: &Component) -> Result<Known, Fault> {
-        let path = self.loader.cache.as_ref().map(|dir| dir.join(format!("{digest}.{FACTS}")));
-        if let Some(known) = path.as_deref().and_then(remembered) {
-            return Ok(known);
-        }
-        let known = match self.loader.load(digest, component.bytes(), self.limits).await? {
-            Image::Agent(_) => Known::Agent,
-            Image::Tools(_, specs, needs) => Known::Tools { specs, needs },
-        };
-        if let (Some(path), Ok(text)) = (path, serde_json::to_vec(&known)) {
-            // Losing this only means asking the component again.
-            let partial = path.with_extension(format!("{}.part", std::process::id()));
-            let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, &path));
-            if let Err(e) = written {
-                tracing::debug!("what {digest} is cannot be remembered: {e}");
-            }
-        }
-        Ok(known)
+    fn plugins(&self) -> MutexGuard<'_, Vec<Plugin>> {
+        // Each change of the list is whole when the lock is given back.
+        self.0.plugins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.0.version.send_modify(|n| *n += 1);
+    }
+
+    fn tell(&self, plugin: &str, what: Happened) {
+        // A kernel that only reads has nobody who listens.
+        let _ = self.0.notices.send(Notice { plugin: plugin.to_owned(), what });
     }
 
     /// The agent of a name.
     #[must_use]
     pub fn agent(&self, name: &str) -> Option<Agent> {
-        self.agents.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        let plugins = self.plugins();
+        let mut agents = plugins.iter().filter_map(|p| p.serving.as_ref()?.agent.as_ref());
+        agents.find(|a| a.name == name).cloned()
     }
 
     /// All agents by name.
     #[must_use]
     pub fn agents(&self) -> Vec<Agent> {
-        self.agents.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        let plugins = self.plugins();
+        let mut agents: Vec<_> = plugins.iter().filter_map(|p| p.serving.as_ref()?.agent.clone()).collect();
+        agents.sort_by(|a, b| a.name.cmp(&b.name));
+        agents
     }
 
     /// All plugins, bundled ones first.
     #[must_use]
     pub fn records(&self) -> Vec<Record> {
-        self.records.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.plugins().iter().map(Plugin::record).collect()
     }
 }
 
-/// Names this program's version: another one may read a component differently.
-const FACTS: &str = concat!("facts-", env!("CARGO_PKG_VERSION"), ".json");
+/// What was read of a plugin; a bundled one's component is not copied.
+struct Read {
+    digest: String,
+    component: Vec<u8>,
+    manifest: Box<Manifest>,
+}
 
-fn remembered(path: &Path) -> Option<Known> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+/// Plugins that are loaded at the same time; the others wait.
+const LOADS_AT_ONCE: usize = 4;
+
+const TOOL_NAME_TAKEN: &str = "tool_name_taken";
+
+fn begin_load(plugin: &mut Plugin, found: Candidate) -> Job {
+    plugin.ticket += 1;
+    plugin.under_way = true;
+    plugin.state = State::Loading;
+    plugin.loaded = Some(found.stamp.clone());
+    plugin.found = found.clone();
+    Job { ticket: plugin.ticket, found, counts: Arc::clone(&plugin.counts) }
+}
+
+fn name_taken(owner: &Candidate) -> Fault {
+    let what = owner.origin.file().map_or("a bundled plugin".to_owned(), |f| f.display().to_string());
+    Fault {
+        code: "name_taken",
+        message: format!("the name `{}` belongs to {what}", owner.name),
+        hint: "rename the file".into(),
+    }
+}
+
+fn warn(plugin: &str, Fault { code, message, hint }: &Fault) {
+    tracing::warn!(plugin, code, "plugin refused: {message} ({hint})");
 }

@@ -2,6 +2,7 @@
 
 pub mod fake_llm;
 pub mod figure;
+pub mod herald;
 pub mod stub;
 
 use axum::Router;

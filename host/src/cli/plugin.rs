@@ -70,6 +70,7 @@ fn reason(p: &PluginInfo) -> Option<String> {
 mod tests {
     use super::*;
     use crate::kernel::info::Diagnosis;
+    use crate::manifest::Permissions;
 
     #[test]
     fn a_refused_plugin_tells_why() {
@@ -78,6 +79,9 @@ mod tests {
             file: Some("/p/x.wasm".into()),
             kind: vec!["tool".into()],
             state: "loaded".into(),
+            requested: Permissions::default(),
+            granted: Permissions::default(),
+            trusted: false,
             version: None,
             digest: None,
             contract: None,

@@ -9,6 +9,7 @@ use std::fs;
 use std::hash::{Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
@@ -22,6 +23,9 @@ pub(crate) struct CodeCache {
     dir: Option<PathBuf>,
     engine_key: u64,
 }
+
+/// Bytes of stack of a thread that compiles.
+const COMPILER_STACK: usize = 16 << 20;
 
 const DIGEST_BYTES: usize = 32;
 
@@ -42,7 +46,8 @@ impl CodeCache {
         if let Some(component) = path.as_deref().and_then(|p| load(engine, p)) {
             return Ok(component);
         }
-        let component = Component::new(engine, bytes)?;
+        let component = compilers()
+            .map_or_else(|| Component::new(engine, bytes), |pool| pool.install(|| Component::new(engine, bytes)))?;
         if let Some(path) = path
             && let Err(e) = store(&path, &component.serialize()?)
         {
@@ -50,6 +55,27 @@ impl CodeCache {
         }
         Ok(component)
     }
+}
+
+/// The threads that compile, one for each core and of the lowest priority: however much there is to
+/// compile, what runs already goes on at its speed. `None` where the system has no more threads.
+fn compilers() -> Option<&'static rayon::ThreadPool> {
+    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
+    let pool = POOL.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(cores)
+            // While one compile waits for its parts, its thread may begin another on top of it.
+            .stack_size(COMPILER_STACK)
+            .thread_name(|n| format!("aok-compile-{n}"))
+            .start_handler(|_| {
+                // On Linux this is about the calling thread alone. One that keeps its priority compiles as well.
+                let _ = rustix::process::setpriority_process(None, 19);
+            })
+            .build();
+        pool.map_err(|e| tracing::warn!("compiling has no threads of its own: {e}")).ok()
+    });
+    pool.as_ref()
 }
 
 fn load(engine: &Engine, path: &Path) -> Option<Component> {

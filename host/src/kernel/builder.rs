@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use tokio::sync::mpsc::UnboundedReceiver;
+
 use super::lock::Lock;
 use super::{Error, Inner, Kernel, Owner};
 use crate::audit::{Chain, Head};
@@ -15,11 +17,11 @@ use crate::llm::local::Places;
 use crate::metrics::Metrics;
 use crate::plugin;
 use crate::process::{Exit, Pid};
-use crate::registry::{Loader, Registry};
+use crate::registry::{Loader, Notice, Registry};
 use crate::scheduler::{RoundRobin, Scheduler, Settings};
 use crate::storage::{Batch, Change, Store};
 use crate::syscall::{Services, now_ms};
-use crate::tool::{ToolExecutor, ToolRegistry, ToolSecurity};
+use crate::tool::{ToolExecutor, ToolSecurity};
 
 /// Intervals of fuel in one slice.
 const INTERVALS_PER_SLICE: u32 = 10;
@@ -66,10 +68,14 @@ impl Builder {
             next_pid: AtomicU64::new(store.last_pid().await? + 1),
             chain: tokio::sync::Mutex::new(Chain::resume(Pid::KERNEL, head_of(&heads, Pid::KERNEL))),
             lock: Mutex::new(Some(lock)),
+            follower: Mutex::default(),
         };
-        let kernel = self.assemble(store, Some(owner)).await?;
+        create_private(&self.data.join("plugins"))?;
+        let dirs = self.plugin_dirs();
+        let (kernel, notices) = self.assemble(store, Some(owner));
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
         kernel.bury_clients(&heads).await?;
+        kernel.follow_plugins(dirs, notices).await;
         Ok(kernel)
     }
 
@@ -80,14 +86,17 @@ impl Builder {
     /// Store and configuration errors.
     pub async fn read(self) -> Result<Kernel, Error> {
         let store = Store::open_read(&self.store_url()).await?;
-        self.assemble(store, None).await
+        let dirs = self.plugin_dirs();
+        let (kernel, _) = self.assemble(store, None);
+        plugin::load_once(dirs, &kernel.0.registry).await;
+        Ok(kernel)
     }
 
-    async fn assemble(self, store: Store, owner: Option<Owner>) -> Result<Kernel, Error> {
+    fn assemble(self, store: Store, owner: Option<Owner>) -> (Kernel, UnboundedReceiver<Notice>) {
         let models = self.models();
         let services = Services {
             hooks: HookChain::default(),
-            tools: ToolRegistry::default(),
+            tools: Arc::default(),
             security: ToolSecurity,
             executor: ToolExecutor::new(store.clone()),
             models,
@@ -95,20 +104,9 @@ impl Builder {
             store,
         };
         let loader = Arc::new(Loader::new(Some(self.data.join("cache"))));
-        let registry = Registry::new(loader, self.config.limits);
-        let found = plugin::scan(&self.plugin_dirs()).map_err(|(path, source)| Error::Io {
-            what: "the plugin directory",
-            path,
-            source,
-        })?;
-        registry.fill(found, &services.tools).await;
-        Ok(Kernel(Arc::new(Inner {
-            setup: self,
-            services: Arc::new(services),
-            registry,
-            owner,
-            started: Instant::now(),
-        })))
+        let (registry, notices) = Registry::new(loader, self.config.limits, Arc::clone(&services.tools));
+        let (services, started) = (Arc::new(services), Instant::now());
+        (Kernel(Arc::new(Inner { setup: self, services, registry, owner, started })), notices)
     }
 
     /// The models that can be named, with the keys that are in the environment now.

@@ -19,8 +19,7 @@ use crate::engine::Engine;
 use crate::llm::Models;
 use crate::plugin;
 use crate::registry::{Loader, Record, Registry};
-use crate::tool::ToolRegistry;
-use disk::{access, code_cache, data_directory, lock, processes, store, store_failed, survives};
+use disk::{code_cache, data_directory, lock, processes, store, store_failed, survives};
 use machine::toolchains;
 use models::model_checks;
 
@@ -65,18 +64,11 @@ impl Examination {
             kept = (usable && dir.is_dir() && cache.state == Health::Ok).then_some(dir);
             checks.push(cache);
         }
-        let registry = Registry::new(Arc::new(Loader::new(kept)), setup.config.limits);
+        let (registry, _) = Registry::new(Arc::new(Loader::new(kept)), setup.config.limits, Arc::default());
         checks.push(sandbox(registry.engine().await));
         let dirs: Vec<_> = setup.plugin_dirs().into_iter().filter(|d| inside || !d.starts_with(&self.data)).collect();
-        checks.push(match plugin::scan(&dirs) {
-            Ok(found) => {
-                registry.fill(found, &ToolRegistry::default()).await;
-                plugins(&registry.records())
-            }
-            Err((path, e)) => {
-                Check::fail("plugins", format!("{} cannot be read: {e}", path.display()), access(&e, &path))
-            }
-        });
+        plugin::load_once(dirs, &registry).await;
+        checks.push(plugins(&registry.records()));
         finish(checks, &setup.models(), &setup.config.llm, self.model.as_deref()).await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::contract::Fault;
 use crate::process::Pid;
 use crate::{config, llm, storage};
 
@@ -65,6 +66,14 @@ pub enum Error {
     UnknownProcess {
         /// What was asked for.
         pid: Pid,
+    },
+    /// A plugin was refused.
+    #[error("the plugin `{name}` is refused: {}", fault.message)]
+    Plugin {
+        /// Which.
+        name: String,
+        /// Why.
+        fault: Fault,
     },
     /// The process is not in a state for it.
     #[error("process {pid} {why}")]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::abi::Effect;
+use crate::manifest::Permissions;
 use crate::process::{Exit, ProcessState, Seq};
 
 /// A line of `ps`.
@@ -81,7 +82,7 @@ pub struct PluginInfo {
     pub file: Option<String>,
     /// `tool`, `agent`.
     pub kind: Vec<String>,
-    /// `loaded` or `refused`.
+    /// `loading`, `loaded` or `refused`: how its file is. A refused one goes on serving what it served.
     pub state: String,
     /// From its manifest.
     pub version: Option<String>,
@@ -95,6 +96,12 @@ pub struct PluginInfo {
     pub hooks: Vec<String>,
     /// Agent names.
     pub agents: Vec<String>,
+    /// What its manifest asks for.
+    pub requested: Permissions,
+    /// What the operator granted of that.
+    pub granted: Permissions,
+    /// Whether its hooks may rewrite.
+    pub trusted: bool,
     /// Calls since the kernel started.
     pub calls: u64,
     /// Of them failed.

@@ -47,7 +47,7 @@ impl Kernel {
     pub async fn spawn(&self, request: SpawnRequest) -> Result<(Pid, UnboundedReceiver<Event>), Error> {
         let owner = self.owner()?;
         let request = self.before_spawn(request).await?;
-        let agent = self.find_agent(&request.agent)?;
+        let agent = self.find_agent(&request.agent).await?;
         check_request(&request)?;
         let services = &self.0.services;
         let model = services.models.resolve(request.model.as_deref())?;
@@ -114,7 +114,7 @@ impl Kernel {
         if row.spec.agent == CLIENT {
             return refuse("was a tool call from outside: make the call again".to_owned());
         }
-        let agent = self.find_agent(&row.spec.agent)?;
+        let agent = self.find_agent(&row.spec.agent).await?;
         if agent.digest != row.spec.digest {
             return refuse(format!(
                 "was spawned with another version of the agent `{}` ({}, now {}): put that component back to resume it",
@@ -210,6 +210,7 @@ impl Kernel {
     /// [`Error::UnknownTool`], [`Error::AmbiguousTool`], a failing store. A failing tool is a report.
     pub async fn call_tool(&self, name: &str, arguments: &str, rights: Rights) -> Result<CallReport, Error> {
         let owner = self.owner()?;
+        self.0.registry.ready_for(name).await;
         let tool = self.tool(name)?.name;
         let pid = Pid(owner.next_pid.fetch_add(1, Ordering::Relaxed));
         let spec = ProcessSpec {
@@ -323,7 +324,8 @@ impl Kernel {
         }
     }
 
-    fn find_agent(&self, name: &str) -> Result<Agent, Error> {
+    async fn find_agent(&self, name: &str) -> Result<Agent, Error> {
+        self.0.registry.ready_for(name).await;
         self.0.registry.agent(name).ok_or_else(|| Error::UnknownAgent {
             name: name.to_owned(),
             known: self.0.registry.agents().into_iter().map(|a| a.name).collect(),

@@ -6,6 +6,7 @@ mod error;
 pub mod info;
 mod life;
 mod lock;
+mod plugins;
 mod proof;
 mod query;
 
@@ -14,6 +15,8 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use tokio::task::AbortHandle;
 
 pub use builder::Builder;
 pub use doctor::Examination;
@@ -74,6 +77,8 @@ struct Owner {
     next_pid: AtomicU64,
     chain: tokio::sync::Mutex<Chain>,
     lock: Mutex<Option<lock::Lock>>,
+    /// Keeps the plugins as their directories are.
+    follower: Mutex<Option<AbortHandle>>,
 }
 
 /// A process that this kernel runs, or has run and seen end.
@@ -147,6 +152,9 @@ impl Kernel {
             for live in all {
                 live.task.kill().await;
                 live.process.caller.close_events();
+            }
+            if let Some(follower) = lock(&owner.follower).take() {
+                follower.abort();
             }
             self.0.services.models.stop().await;
             if let Err(e) = self.audit("kernel-stop", "", "allow", "kernel").await {

@@ -1,16 +1,14 @@
 //! What the kernel tells about itself. All of it works on a reader too.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::info::{AgentInfo, AuditVerdict, Diagnosis, PageInfo, PluginInfo, ProcessInfo, ToolInfo};
+use super::info::{AgentInfo, AuditVerdict, PageInfo, ProcessInfo, ToolInfo};
 use super::{End, Error, Kernel, Live, lock};
 use crate::audit::{self, Fault, Record};
 use crate::context::{PageManager, Placement};
 use crate::metrics::Gauges;
 use crate::process::{Exit, Pid, ProcessState};
-use crate::registry;
 use crate::scheduler::TaskState;
 use crate::storage::{LogRecord, ProcessRow};
 use crate::tool::{Entry, Lookup};
@@ -116,12 +114,6 @@ impl Kernel {
                 Err(Error::UnknownTool { name: name.to_owned(), known })
             }
         }
-    }
-
-    /// All plugins, bundled ones first.
-    #[must_use]
-    pub fn plugins(&self) -> Vec<PluginInfo> {
-        self.0.registry.records().into_iter().map(plugin_info).collect()
     }
 
     /// All agents by name.
@@ -259,32 +251,6 @@ fn tool_info(entry: &Entry) -> ToolInfo {
         output_schema: entry.spec.output_schema.clone(),
         source: entry.source.name().to_owned(),
         state: "ready".to_owned(),
-    }
-}
-
-fn plugin_info(record: registry::Record) -> PluginInfo {
-    let mut kind = Vec::new();
-    if !record.tools.is_empty() {
-        kind.push("tool".to_owned());
-    }
-    if record.is_agent {
-        kind.push("agent".to_owned());
-    }
-    let loaded = record.fault.is_none();
-    PluginInfo {
-        kind,
-        file: record.file.map(|f| f.display().to_string()),
-        state: if loaded { "loaded" } else { "refused" }.to_owned(),
-        version: None,
-        digest: record.digest,
-        contract: loaded.then(|| "0.1.0".to_owned()),
-        tools: record.tools,
-        hooks: Vec::new(),
-        agents: if record.is_agent { vec![record.name.clone()] } else { Vec::new() },
-        calls: record.counts.calls.load(Ordering::Relaxed),
-        errors: record.counts.errors.load(Ordering::Relaxed),
-        diagnosis: record.fault.map(|f| Diagnosis { code: f.code.to_owned(), message: f.message, hint: f.hint }),
-        name: record.name,
     }
 }
 

@@ -45,6 +45,8 @@ codes! {
     UnknownTool = 2,
     /// Several tools answer to that bare name.
     AmbiguousTool = 2,
+    /// A plugin cannot be used.
+    PluginRefused = 2,
     /// No process of that PID.
     UnknownProcess = 2,
     /// The process is not in a state for it.
@@ -223,6 +225,7 @@ impl From<kernel::Error> for ApiError {
             E::Config(e) => return e.into(),
             E::Storage(e) => return e.into(),
             E::Model(e) => return e.into(),
+            E::Plugin { fault, .. } => (Code::PluginRefused, format!("{} [{}]", fault.hint, fault.code)),
             E::UnknownAgent { known, .. } => (Code::UnknownAgent, listed("agents", &known, "aok agent ls")),
             E::UnknownTool { known, .. } => (Code::UnknownTool, listed("tools", &known, "aok tool ls")),
             E::AmbiguousTool { candidates, .. } => {

@@ -26,7 +26,7 @@ pub struct Services {
     /// Stage 2 and 7.
     pub hooks: HookChain,
     /// Which tools there are.
-    pub tools: ToolRegistry,
+    pub tools: Arc<ToolRegistry>,
     /// Stage 3 for tools.
     pub security: ToolSecurity,
     /// How one is called.

@@ -1,9 +1,10 @@
 //! `ToolRegistry`: which tools there are, by full name and by bare name.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use super::Invoke;
 use crate::abi::ToolSpec;
@@ -85,35 +86,64 @@ pub fn full_name(plugin: &str, tool: &str) -> String {
 }
 
 /// All tools. A clash of full names is refused where it arises, by the plugin that comes second.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ToolRegistry {
     tools: RwLock<BTreeMap<String, Arc<Entry>>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Default for ToolRegistry {
+    fn default() -> Self {
+        Self { tools: RwLock::default(), changes: watch::Sender::new(0) }
+    }
 }
 
 impl ToolRegistry {
-    /// Adds a plugin's tools, all of them or, if one of their names is taken, none.
+    /// Puts a plugin's tools in the place of those that it had, at once: a call sees the old set or the
+    /// new one. If one of the names is taken, all stays as it was.
     ///
     /// # Errors
     /// The taken name and the plugin that has it.
-    pub fn add(&self, entries: Vec<Entry>) -> Result<(), (String, String)> {
-        let mut tools = self.tools.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    pub fn swap(&self, plugin: &str, entries: Vec<Entry>) -> Result<(), (String, String)> {
+        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
         for (i, entry) in entries.iter().enumerate() {
             let name = &entry.spec.name;
-            if let Some(taken) = tools.get(name) {
+            if let Some(taken) = tools.get(name).filter(|t| t.plugin != plugin) {
                 return Err((name.clone(), taken.plugin.clone()));
             }
             if entries[..i].iter().any(|e| e.spec.name == *name) {
                 return Err((name.clone(), entry.plugin.clone()));
             }
         }
+        tools.retain(|_, tool| tool.plugin != plugin);
         tools.extend(entries.into_iter().map(|e| (e.spec.name.clone(), Arc::new(e))));
+        drop(tools);
+        self.changes.send_modify(|n| *n += 1);
         Ok(())
+    }
+
+    /// Takes a plugin's tools out. Calls under way end as they would have.
+    pub fn withdraw(&self, plugin: &str) {
+        let mut tools = self.tools.write().unwrap_or_else(PoisonError::into_inner);
+        let before = tools.len();
+        tools.retain(|_, tool| tool.plugin != plugin);
+        let changed = tools.len() != before;
+        drop(tools);
+        if changed {
+            self.changes.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Counts the changes of the table: whoever lists tools can wait for the next one.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The tool of a full name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
-        self.tools.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(name).cloned()
+        self.tools.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// Looks a full or bare name up.
@@ -136,7 +166,7 @@ impl ToolRegistry {
     /// All tools by full name.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Entry>> {
-        self.tools.read().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+        self.tools.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
@@ -194,20 +224,39 @@ mod tests {
     #[test]
     fn bare_names_work_while_they_are_unambiguous() {
         let r = ToolRegistry::default();
-        r.add(vec![entry("fs", "read"), entry("fs", "list")]).unwrap();
+        r.swap("fs", vec![entry("fs", "read"), entry("fs", "list")]).unwrap();
         assert!(matches!(r.find("read"), Lookup::Found(e) if e.spec.name == "fs__read"));
-        r.add(vec![entry("web", "read")]).unwrap();
+        r.swap("web", vec![entry("web", "read")]).unwrap();
         assert!(matches!(r.find("read"), Lookup::Ambiguous(c) if c == ["fs__read", "web__read"]));
         assert!(matches!(r.find("fs__read"), Lookup::Found(_)));
         assert!(matches!(r.find("nothing"), Lookup::Unknown));
     }
 
     #[test]
-    fn a_clash_adds_nothing() {
+    fn a_clash_changes_nothing() {
         let r = ToolRegistry::default();
-        r.add(vec![entry("a-b", "x")]).unwrap();
-        let clash = r.add(vec![entry("other", "y"), entry("a_b", "x")]).unwrap_err();
+        r.swap("a-b", vec![entry("a-b", "x")]).unwrap();
+        r.swap("other", vec![entry("other", "z")]).unwrap();
+        let clash = r.swap("a_b", vec![entry("a_b", "y"), entry("a_b", "x")]).unwrap_err();
         assert_eq!(clash, ("a_b__x".to_owned(), "a-b".to_owned()));
-        assert!(r.get("other__y").is_none());
+        assert!(r.get("a_b__y").is_none() && r.get("other__z").is_some());
+        assert!(r.swap("t", vec![entry("t", "A"), entry("t", "a")]).is_err(), "two of its own make one name");
+    }
+
+    #[test]
+    fn a_swap_replaces_a_plugins_tools_and_no_others() {
+        let r = ToolRegistry::default();
+        let mut changes = r.changes();
+        r.swap("p", vec![entry("p", "old"), entry("p", "both")]).unwrap();
+        r.swap("q", vec![entry("q", "x")]).unwrap();
+        let held = r.get("p__both").unwrap();
+        r.swap("p", vec![entry("p", "both"), entry("p", "new")]).unwrap();
+        let names: Vec<_> = r.all().iter().map(|e| e.spec.name.clone()).collect();
+        assert_eq!(names, ["p__both", "p__new", "q__x"]);
+        assert!(!Arc::ptr_eq(&held, &r.get("p__both").unwrap()));
+        assert_eq!(*changes.borrow_and_update(), 3);
+        r.withdraw("p");
+        r.withdraw("nothing");
+        assert_eq!((r.all().len(), *changes.borrow()), (1, 4));
     }
 }

@@ -132,7 +132,7 @@ fn files_that_are_no_plugins_are_shown_with_a_diagnosis_and_disturb_nobody() {
         ("9lives", "invalid_name", "`9lives`"),
         ("fs", "name_taken", "bundled"),
         ("folder", "unreadable", "not a file"),
-        ("dangling", "unreadable", "No such file"),
+        ("dangling", "symlink", "symbolic link"),
         ("probe", "name_taken", "probe.wasm"),
     ] {
         let plugin = of(name, &world.plugins().join(format!("{name}.wasm")));

@@ -17,5 +17,6 @@ mod http;
 mod layers;
 mod llm;
 mod local;
+mod plugins;
 mod sdk;
 mod support;

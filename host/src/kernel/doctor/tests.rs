@@ -6,7 +6,8 @@ use super::*;
 use crate::config::Durability;
 use crate::kernel::lock::Lock;
 use crate::llm::models::{Answer, Surveyed};
-use crate::tool::Source;
+use crate::manifest::Permissions;
+use crate::registry::State;
 
 fn surveyed(provider: &str, wanted: bool, answer: Answer) -> Surveyed {
     Surveyed { provider: provider.into(), url: "http://h/v1".into(), key_env: Some("THE_KEY".into()), wanted, answer }
@@ -16,7 +17,9 @@ fn record(name: &str, fault: Option<Fault>, file: Option<&str>) -> Record {
     Record {
         name: name.into(),
         file: file.map(PathBuf::from),
-        source: Source::Directory,
+        state: if fault.is_some() { State::Refused } else { State::Loaded },
+        version: None,
+        requested: Permissions::default(),
         digest: None,
         tools: if fault.is_none() { vec![format!("{name}__a")] } else { vec![] },
         is_agent: false,

@@ -1,0 +1,128 @@
+//! The plugins of a running kernel: followed in their directories, and put in by the embedder.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::info::{Diagnosis, PluginInfo};
+use super::{Error, Kernel, lock};
+use crate::contract::Fault;
+use crate::manifest::Permissions;
+use crate::plugin::{self, Finder, check_name};
+use crate::registry::{Candidate, Files, Happened, Notice, Origin, Record};
+
+impl Kernel {
+    /// Loads what the directories hold, and follows them until the kernel ends. Returns when everything
+    /// that is there is loaded or refused.
+    pub(super) async fn follow_plugins(&self, dirs: Vec<PathBuf>, notices: UnboundedReceiver<Notice>) {
+        let registry = &self.0.registry;
+        let mut finder = Finder::new(dirs);
+        registry.fill(finder.look()).await;
+        let Some(owner) = &self.0.owner else { return };
+        let follow = plugin::follow(finder, registry.clone());
+        let kernel = self.clone();
+        let both = tokio::spawn(async move { tokio::join!(follow, kernel.audit_plugins(notices)) });
+        *lock(&owner.follower) = Some(both.abort_handle());
+        // Whoever starts a kernel finds what was there then, what must be compiled first included.
+        registry.ready().await;
+    }
+
+    /// Writes what happens to plugins into the kernel's chain.
+    async fn audit_plugins(&self, mut notices: UnboundedReceiver<Notice>) {
+        while let Some(Notice { plugin, what }) = notices.recv().await {
+            let (event, object, decision, by) = match what {
+                Happened::Loaded(digest) => ("plugin-load", format!("{plugin} {digest}"), "allow", "kernel"),
+                Happened::Refused(code) => ("plugin-load", plugin, "deny", code),
+                Happened::Unloaded => ("plugin-unload", plugin, "allow", "kernel"),
+            };
+            if let Err(e) = self.audit(event, &object, decision, by).await {
+                tracing::warn!("what happened to the plugin {object} is not in the audit log: {e}");
+            }
+        }
+    }
+
+    /// Waits until every plugin is loaded or refused. Files that never come to rest are not waited for.
+    pub async fn plugins_ready(&self) {
+        self.0.registry.ready().await;
+    }
+
+    /// All plugins, bundled ones first.
+    #[must_use]
+    pub fn plugins(&self) -> Vec<PluginInfo> {
+        self.0.registry.records().into_iter().map(plugin_info).collect()
+    }
+
+    /// Loads the component of a file, `NAME.toml` and `NAME.wit` beside it included, as a plugin called
+    /// after the file. It stays until [`Self::unregister_plugin`] or the end of this kernel; called again
+    /// for the same file, it takes what the file holds then. The file is not watched.
+    ///
+    /// # Errors
+    /// [`Error::Plugin`] with the diagnosis; what the name served before, it goes on serving.
+    /// [`Error::ReadOnly`].
+    pub async fn register_plugin(&self, path: impl AsRef<Path>) -> Result<PluginInfo, Error> {
+        self.owner()?;
+        let path = path.as_ref();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let refused = |fault: Fault| Error::Plugin { name: name.clone(), fault };
+        let found = candidate(path, &name).map_err(refused)?;
+        Ok(plugin_info(self.0.registry.register(found).await.map_err(refused)?))
+    }
+
+    /// Takes out a plugin that [`Self::register_plugin`] put in; calls under way end as they would have.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is not such a plugin.
+    pub fn unregister_plugin(&self, name: &str) -> Result<(), Error> {
+        match self.0.registry.unregister(name) {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!("`{name}` is no plugin that was registered by a call"))),
+        }
+    }
+}
+
+fn candidate(path: &Path, name: &str) -> Result<Candidate, Fault> {
+    check_name(name)?;
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    if extension != "wasm" {
+        return Err(Fault {
+            code: "no_interpreter",
+            message: format!("{} is no component: this aok runs `.wasm` files only", path.display()),
+            hint: "build a component of it".into(),
+        });
+    }
+    let beside = |extension: &str| Some(path.with_extension(extension)).filter(|p| p.exists());
+    let (manifest, wit) = (beside("toml"), beside("wit"));
+    let files = Files { component: path, manifest, wit };
+    let stamp = files.stamp()?;
+    Ok(Candidate { stamp, ..Candidate::new(name, Origin::Files(files)) })
+}
+
+fn plugin_info(record: Record) -> PluginInfo {
+    let mut kind = Vec::new();
+    if !record.tools.is_empty() {
+        kind.push("tool".to_owned());
+    }
+    if record.is_agent {
+        kind.push("agent".to_owned());
+    }
+    PluginInfo {
+        trusted: record.file.is_none(),
+        contract: (!kind.is_empty()).then(|| "0.1.0".to_owned()),
+        kind,
+        file: record.file.map(|f| f.display().to_string()),
+        state: record.state.name().to_owned(),
+        version: record.version,
+        digest: record.digest,
+        tools: record.tools,
+        hooks: Vec::new(),
+        agents: if record.is_agent { vec![record.name.clone()] } else { Vec::new() },
+        requested: record.requested,
+        granted: Permissions::default(),
+        calls: record.counts.calls.load(Ordering::Relaxed),
+        errors: record.counts.errors.load(Ordering::Relaxed),
+        diagnosis: record.fault.map(|f| Diagnosis { code: f.code.to_owned(), message: f.message, hint: f.hint }),
+        name: record.name,
+    }
+}

@@ -1,0 +1,206 @@
+//! Images as they are made: when they are first needed, from code that is compiled or in the cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use super::files::read_component;
+use super::{Files, Origin};
+use crate::abi::{Errno, Error, ToolSpec};
+use crate::capability::Needs;
+use crate::contract::Fault;
+use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
+use crate::quota::Limits;
+use crate::tool::{Invocation, Invoke, Report, SessionEnd};
+
+/// The engine, opened when the first image is needed, and where its caches are.
+#[derive(Debug)]
+pub struct Loader {
+    cache: Option<PathBuf>,
+    engine: OnceCell<Engine>,
+}
+
+impl Loader {
+    /// A loader that keeps compiled code in `cache`.
+    #[must_use]
+    pub fn new(cache: Option<PathBuf>) -> Self {
+        Self { cache, engine: OnceCell::new() }
+    }
+
+    /// The engine.
+    ///
+    /// # Errors
+    /// See [`Engine::open`].
+    pub async fn engine(&self) -> Result<&Engine, String> {
+        let open = || {
+            let cache = self.cache.clone();
+            async move {
+                tokio::task::spawn_blocking(move || Engine::open(cache.as_deref())).await.map_err(|e| e.to_string())?
+            }
+        };
+        self.engine.get_or_try_init(open).await
+    }
+
+    pub(super) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
+        let engine = self.engine().await.map_err(|message| Fault {
+            code: "engine",
+            message: format!("the sandbox cannot be started: {message}"),
+            hint: "check the cache directory and the address-space limit (`ulimit -v`), then start aok again".into(),
+        })?;
+        engine.load(digest, bytes, limits).await
+    }
+
+    /// What a component is, if it was loaded before.
+    pub(super) fn remembered(&self, digest: &str) -> Option<Known> {
+        serde_json::from_slice(&fs::read(self.facts(digest)?).ok()?).ok()
+    }
+
+    /// Keeps what a component is. Losing it only means loading the component again.
+    pub(super) fn remember(&self, digest: &str, known: &Known) {
+        let Some(path) = self.facts(digest) else { return };
+        let partial = path.with_extension(format!("{}.part", std::process::id()));
+        let written = serde_json::to_vec(known)
+            .map_err(std::io::Error::from)
+            .and_then(|text| fs::write(&partial, text))
+            .and_then(|()| fs::rename(&partial, &path));
+        if let Err(e) = written {
+            tracing::debug!("what {digest} is cannot be remembered: {e}");
+        }
+    }
+
+    fn facts(&self, digest: &str) -> Option<PathBuf> {
+        self.cache.as_deref().map(|dir: &Path| dir.join(format!("{digest}.{FACTS}")))
+    }
+}
+
+/// Names this program's version: another one may read a component differently.
+const FACTS: &str = concat!("facts-", env!("CARGO_PKG_VERSION"), ".json");
+
+/// What a component is, as the cache remembers it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Known {
+    Agent,
+    Tools { specs: Vec<ToolSpec>, needs: Needs },
+}
+
+impl Known {
+    pub(super) fn of(image: &Image) -> Self {
+        match image {
+            Image::Agent(_) => Self::Agent,
+            Image::Tools(_, specs, needs) => Self::Tools { specs: specs.clone(), needs: *needs },
+        }
+    }
+}
+
+/// Where an image's code comes from.
+#[derive(Clone, Debug)]
+pub(super) struct Code {
+    pub(super) loader: Arc<Loader>,
+    pub(super) origin: Origin,
+    pub(super) digest: String,
+    pub(super) limits: Limits,
+}
+
+impl Code {
+    /// The image: compiled, or from the cache.
+    async fn load(&self) -> Result<Image, Fault> {
+        match &self.origin {
+            Origin::Bundled { bytes, .. } => self.loader.load(&self.digest, bytes, self.limits).await,
+            Origin::Files(Files { component, .. }) => {
+                let path = component.clone();
+                let read = tokio::task::spawn_blocking(move || {
+                    read_component(&path).map(|bytes| (engine::digest(&bytes), bytes))
+                });
+                let (digest, bytes) = read.await.map_err(|e| changed(&e.to_string()))??;
+                if digest != self.digest {
+                    return Err(changed("its file holds another component now, which is not loaded yet"));
+                }
+                self.loader.load(&digest, &bytes, self.limits).await
+            }
+        }
+    }
+}
+
+fn changed(why: &str) -> Fault {
+    Fault { code: "changed", message: why.to_owned(), hint: "try again".into() }
+}
+
+/// An image that is made when it is first needed.
+#[derive(Debug)]
+pub(super) struct Lazy<T> {
+    code: Code,
+    image: OnceCell<Arc<T>>,
+}
+
+impl<T> Lazy<T> {
+    /// With the image, where it was made already.
+    pub(super) fn new(code: Code, image: Option<Arc<T>>) -> Self {
+        Self { code, image: OnceCell::new_with(image) }
+    }
+
+    async fn get(&self, pick: fn(Image) -> Option<Arc<T>>) -> Result<Arc<T>, Fault> {
+        let make = || async {
+            pick(self.code.load().await?).ok_or_else(|| Fault {
+                code: "role_changed",
+                message: "the cache remembers another role of this component".into(),
+                hint: "remove the `cache` directory".into(),
+            })
+        };
+        self.image.get_or_try_init(make).await.cloned()
+    }
+}
+
+impl Lazy<AgentImage> {
+    pub(super) async fn agent(&self) -> Result<Arc<AgentImage>, Fault> {
+        let pick = |image| match image {
+            Image::Agent(agent) => Some(agent),
+            Image::Tools(..) => None,
+        };
+        self.get(pick).await
+    }
+}
+
+/// Calls of a plugin since the kernel started, whatever its file held.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// All calls.
+    pub calls: AtomicU64,
+    /// Those that failed.
+    pub errors: AtomicU64,
+}
+
+/// A tool plugin as the tool table calls it.
+#[derive(Debug)]
+pub(super) struct LazyTools {
+    pub(super) lazy: Lazy<ToolImage>,
+    pub(super) counts: Arc<Counts>,
+}
+
+#[async_trait]
+impl Invoke for LazyTools {
+    async fn invoke(&self, call: Invocation) -> Report {
+        self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        let image = self.lazy.get(|image| match image {
+            Image::Tools(tools, ..) => Some(tools),
+            Image::Agent(_) => None,
+        });
+        let report = match image.await {
+            Ok(image) => image.invoke(call).await,
+            Err(fault) => {
+                let errno = if fault.code == "changed" { Errno::Again } else { Errno::Io };
+                let message = format!("the tool `{}` cannot be loaded: {}", call.tool, fault.message);
+                let result = Err(Error::new(errno, message));
+                Report { result, fuel: 0, memory_bytes: 0, session: SessionEnd::default() }
+            }
+        };
+        if report.result.is_err() {
+            self.counts.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        report
+    }
+}
