@@ -158,6 +158,24 @@ pub fn by_hand(wat: &Path, wit: &Path, world: &str) -> Result<Vec<u8>> {
     encode(&module).with_context(|| format!("making a component of {}", wat.display()))
 }
 
+/// Makes a component of the world `world` of the last of some WIT packages, each a name and a text. It has
+/// the world's imports and exports, and its functions trap: for tests of what is told from a border alone.
+///
+/// # Errors
+/// Text that is no WIT, or no such world in it.
+pub fn hollow(packages: &[(&str, &str)], world: &str) -> Result<Vec<u8>> {
+    let mut resolve = wit_parser::Resolve::default();
+    let mut last = None;
+    for (name, text) in packages {
+        last = Some(resolve.push_source(name, text)?);
+    }
+    let package = last.context("a world is in a package")?;
+    let world = resolve.select_world(&[package], Some(world))?;
+    let mut module = wit_component::dummy_module(&resolve, world, wit_parser::ManglingAndAbi::Standard32);
+    wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)?;
+    encode(&module)
+}
+
 /// Writes `bytes`, unless they are there already: a newer file would make everything that includes it compile again.
 /// The rename keeps a concurrent reader from seeing half of it.
 ///

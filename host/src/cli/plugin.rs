@@ -1,4 +1,8 @@
-//! `aok plugin ls`: what was found in the plugin directories, and what is wrong with it.
+//! `aok plugin`: what was found in the plugin directories and what is wrong with it, and what a component
+//! file is.
+
+mod doctor;
+mod inspect;
 
 use super::error::Error;
 use super::format::optional;
@@ -7,7 +11,7 @@ use super::session::Session;
 use crate::kernel::info::PluginInfo;
 use crate::server::wire::Request;
 
-/// List plugins
+/// List plugins, and look at components
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -18,6 +22,10 @@ pub(super) struct Args {
 enum Command {
     /// List plugins, refused ones with the reason
     Ls,
+    /// Say whether a component file can be loaded, and if not, each thing that is wrong with it
+    Doctor(doctor::Args),
+    /// Show what a component imports, exports and asks for
+    Inspect(inspect::Args),
 }
 
 const COLUMNS: [Column; 7] = [
@@ -31,7 +39,14 @@ const COLUMNS: [Column; 7] = [
 ];
 
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
-    let Command::Ls = args.command;
+    match args.command {
+        Command::Ls => list(session, out).await,
+        Command::Doctor(args) => doctor::run(&args, out),
+        Command::Inspect(args) => inspect::run(&args, session, out).await,
+    }
+}
+
+async fn list(session: &Session, out: &mut Out) -> Result<(), Error> {
     let lines = session.look(Request::PluginLs {}).await?;
     let plugins: Vec<PluginInfo> = out.items(lines).await?;
     if out.json {

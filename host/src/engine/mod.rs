@@ -7,7 +7,6 @@ mod agent;
 mod cache;
 mod config;
 mod egress;
-mod image;
 mod limits;
 mod tool;
 mod wasi;
@@ -17,16 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use wasmtime::component::Linker;
+use wasmtime::component::{Component, Linker};
 
 pub use agent::{AgentImage, Ended};
 pub use config::config;
-pub(crate) use image::Role;
 pub use tool::ToolImage;
 
 use crate::abi::ToolSpec;
 use crate::capability::Needs;
-use crate::contract::Fault;
+use crate::contract::{self, Fault, Role, Shape};
 use crate::quota::Limits;
 
 /// Fuel between two yields of a guest. One poll of a process runs at most this much.
@@ -104,34 +102,45 @@ impl Engine {
         self.0.pool.as_ref().map(|()| config::MAX_COMPONENTS).map_err(String::as_str)
     }
 
-    /// Compiles (or loads) a component, tells its role and, for a tool, asks for its tools.
+    /// Checks a component against the contract, compiles it (or loads it) and, for a tool, asks for its
+    /// tools. What does not fit is refused before anything is compiled.
     pub(crate) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
+        let shape = Shape::read(bytes)?;
+        match shape.check()? {
+            Role::Agent => Ok(Image::Agent(self.agent(digest, bytes).await?)),
+            Role::Tool => {
+                let image = self.tools(digest, bytes, limits).await?;
+                let specs = image.list_tools().await?;
+                Ok(Image::Tools(image, specs, shape.needs()))
+            }
+            Role::Hook => Err(Fault {
+                code: "hooks_not_served",
+                message: "it is a hook, and this aok does not call hook components yet".into(),
+                hint: "take it out, so that nobody relies on it".into(),
+            }),
+        }
+    }
+
+    /// The image of an agent that was checked before.
+    pub(crate) async fn agent(&self, digest: &str, bytes: &[u8]) -> Result<Arc<AgentImage>, Fault> {
+        let component = self.component(digest, bytes).await?;
+        Ok(Arc::new(AgentImage::new(self, digest, &component)?))
+    }
+
+    /// The image of a tool plugin that was checked before.
+    pub(crate) async fn tools(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Arc<ToolImage>, Fault> {
+        let component = self.component(digest, bytes).await?;
+        Ok(Arc::new(ToolImage::new(self, &component, limits)?))
+    }
+
+    async fn component(&self, digest: &str, bytes: &[u8]) -> Result<Component, Fault> {
         let (engine, owned, name) = (self.clone(), bytes.to_vec(), digest.to_owned());
         // Compiling takes a core for long: not on the caller's thread.
         let compiled =
             tokio::task::spawn_blocking(move || engine.0.cache.component(&engine.0.wasm, &name, &owned)).await;
-        let component = match compiled {
-            Ok(Ok(component)) => component,
-            Ok(Err(e)) => return Err(image::diagnose(bytes, &e)),
-            Err(e) => {
-                return Err(Fault {
-                    code: "compile_failed",
-                    message: e.to_string(),
-                    hint: "report it as a bug".into(),
-                });
-            }
-        };
-        let facts = image::facts(&self.0.wasm, &component)?;
-        match facts.role {
-            Role::Agent => {
-                let image = AgentImage::new(self, digest, &component)?;
-                Ok(Image::Agent(Arc::new(image)))
-            }
-            Role::Tool => {
-                let image = ToolImage::new(self, &component, limits)?;
-                let specs = image.list_tools().await?;
-                Ok(Image::Tools(Arc::new(image), specs, facts.needs))
-            }
+        match compiled {
+            Ok(compiled) => compiled.map_err(|e| contract::broken(bytes, &format!("{e:#}"))),
+            Err(e) => Err(Fault { code: "compile_failed", message: e.to_string(), hint: "report it as a bug".into() }),
         }
     }
 }
@@ -165,11 +174,21 @@ fn tick(engine: &wasmtime::Engine, ticking: Arc<AtomicBool>) -> std::io::Result<
     Ok(())
 }
 
-/// A component that cannot be linked: said in the contract's words, not the linker's.
+/// A component whose imports have other types than what they name, although its `agent-os` interfaces
+/// fit the contract: WASI's, then. wasmtime tells which in text alone, with the names in backticks.
 fn link_refusal(error: &wasmtime::Error) -> Fault {
+    let text = format!("{error:#}");
+    let quoted: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+    let interface = quoted.iter().find(|name| name.contains(':'));
+    let function = quoted.iter().find(|name| !name.contains(':'));
+    let what = match (interface, function) {
+        (Some(interface), Some(function)) => format!("`{function}` of `{interface}` is not what this kernel has there"),
+        (Some(interface), None) => format!("`{interface}` is not what this kernel has under that name"),
+        _ => "one of its imports is not what this kernel has under that name".to_owned(),
+    };
     Fault {
         code: "contract_mismatch",
-        message: format!("it does not fit this kernel's contract: {}", error.root_cause()),
-        hint: "rebuild it with the SDK of this aok's version".into(),
+        message: format!("it does not fit: {what}"),
+        hint: "rebuild it with tools for WASI 0.2 and the SDK of this aok's version".into(),
     }
 }

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::abi::Effect;
+use crate::capability::Needs;
+use crate::contract::Item;
 use crate::manifest::Permissions;
 use crate::process::{Exit, ProcessState, Seq};
 
@@ -119,6 +121,39 @@ pub struct Diagnosis {
     pub message: String,
     /// What to do.
     pub hint: String,
+}
+
+/// What a component file is (`plugin doctor`, `plugin inspect`): told from its bytes, nothing of it is run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PluginReport {
+    /// The file; `None` for a bundled component.
+    pub file: Option<String>,
+    /// The name that it makes.
+    pub name: String,
+    /// Whether it can be loaded, as far as its bytes and its manifest tell.
+    pub ok: bool,
+    /// `tool`, `hook` or `agent`; `None` where it could not be told.
+    pub kind: Option<String>,
+    /// Contract version; `None` where it could not be told.
+    pub contract: Option<String>,
+    /// Size.
+    pub bytes: u64,
+    /// SHA-256, hex.
+    pub digest: Option<String>,
+    /// From its manifest.
+    pub version: Option<String>,
+    /// What its manifest asks for.
+    pub requested: Permissions,
+    /// What its code asks for.
+    pub needs: Needs,
+    /// What it imports.
+    pub imports: Vec<Item>,
+    /// What it exports.
+    pub exports: Vec<Item>,
+    /// Why it is refused.
+    pub diagnosis: Option<Diagnosis>,
+    /// Each difference from the contract.
+    pub drift: Vec<String>,
 }
 
 /// A line of `agent ls`.

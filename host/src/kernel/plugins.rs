@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::info::{Diagnosis, PluginInfo};
+use super::info::{Diagnosis, PluginInfo, PluginReport};
 use super::{Error, Kernel, lock};
-use crate::contract::Fault;
-use crate::manifest::Permissions;
+use crate::contract::{self, Fault, Shape};
+use crate::manifest::{Manifest, Permissions};
 use crate::plugin::{self, Finder, check_name};
-use crate::registry::{Candidate, Files, Happened, Notice, Origin, Record};
+use crate::registry::{Candidate, Files, Happened, Notice, Origin, Record, read_component};
 
 impl Kernel {
     /// Loads what the directories hold, and follows them until the kernel ends. Returns when everything
@@ -81,6 +81,74 @@ impl Kernel {
     }
 }
 
+/// Looks at a component file and the manifest beside it. Nothing of it is compiled or run.
+#[must_use]
+pub fn report_file(path: &Path) -> PluginReport {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let report = PluginReport { file: Some(path.display().to_string()), name, ..PluginReport::default() };
+    let bytes = match candidate(path, &report.name).and_then(|_| read_component(path)) {
+        Ok(bytes) => bytes,
+        Err(fault) => return refused(report, fault),
+    };
+    let manifest = path.with_extension("toml");
+    let text = manifest.exists().then(|| std::fs::read_to_string(&manifest)).transpose();
+    let unreadable = |e: std::io::Error| Fault {
+        code: "unreadable",
+        message: format!("its manifest {} cannot be read: {e}", manifest.display()),
+        hint: "check its permissions, and that it is UTF-8 text".into(),
+    };
+    let manifest = text.map_err(unreadable).and_then(|text| match text {
+        Some(text) => Manifest::parse(&report.name, &text),
+        None => Ok(Manifest::default()),
+    });
+    let report = report_bytes(report, &bytes);
+    match manifest {
+        Ok(Manifest { version, permissions, .. }) => PluginReport { version, requested: permissions, ..report },
+        Err(fault) if report.ok => refused(report, fault),
+        Err(_) => report,
+    }
+}
+
+/// Looks at a bundled component; `None` where there is none of that name.
+#[must_use]
+pub fn report_bundled(name: &str) -> Option<PluginReport> {
+    let bundled = plugin::bundled().iter().find(|b| b.name == name)?;
+    Some(report_bytes(PluginReport { name: name.to_owned(), ..PluginReport::default() }, bundled.component))
+}
+
+fn report_bytes(report: PluginReport, bytes: &[u8]) -> PluginReport {
+    let report = PluginReport { bytes: bytes.len() as u64, digest: Some(crate::engine::digest(bytes)), ..report };
+    let shape = match Shape::read(bytes) {
+        Ok(shape) => shape,
+        Err(fault) => return refused(report, fault),
+    };
+    let role = shape.role().ok();
+    let report = PluginReport {
+        ok: true,
+        kind: role.map(|r| r.name().to_owned()),
+        contract: role.map(|_| contract::VERSION.to_owned()),
+        needs: shape.needs(),
+        imports: shape.imports(),
+        exports: shape.exports(),
+        drift: shape.drift(),
+        ..report
+    };
+    match shape.check() {
+        Ok(_) => report,
+        Err(fault) => refused(report, fault),
+    }
+}
+
+fn refused(report: PluginReport, fault: Fault) -> PluginReport {
+    PluginReport { ok: false, diagnosis: Some(fault.into()), ..report }
+}
+
+impl From<Fault> for Diagnosis {
+    fn from(Fault { code, message, hint }: Fault) -> Self {
+        Self { code: code.to_owned(), message, hint }
+    }
+}
+
 fn candidate(path: &Path, name: &str) -> Result<Candidate, Fault> {
     check_name(name)?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -109,7 +177,7 @@ fn plugin_info(record: Record) -> PluginInfo {
     }
     PluginInfo {
         trusted: record.file.is_none(),
-        contract: (!kind.is_empty()).then(|| "0.1.0".to_owned()),
+        contract: (!kind.is_empty()).then(|| contract::VERSION.to_owned()),
         kind,
         file: record.file.map(|f| f.display().to_string()),
         state: record.state.name().to_owned(),
@@ -122,7 +190,7 @@ fn plugin_info(record: Record) -> PluginInfo {
         granted: Permissions::default(),
         calls: record.counts.calls.load(Ordering::Relaxed),
         errors: record.counts.errors.load(Ordering::Relaxed),
-        diagnosis: record.fault.map(|f| Diagnosis { code: f.code.to_owned(), message: f.message, hint: f.hint }),
+        diagnosis: record.fault.map(Into::into),
         name: record.name,
     }
 }

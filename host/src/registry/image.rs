@@ -1,5 +1,6 @@
 //! Images as they are made: when they are first needed, from code that is compiled or in the cache.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,13 +47,17 @@ impl Loader {
         self.engine.get_or_try_init(open).await
     }
 
+    /// Checks a component and makes its image.
     pub(super) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
-        let engine = self.engine().await.map_err(|message| Fault {
+        self.ready().await?.load(digest, bytes, limits).await
+    }
+
+    async fn ready(&self) -> Result<&Engine, Fault> {
+        self.engine().await.map_err(|message| Fault {
             code: "engine",
             message: format!("the sandbox cannot be started: {message}"),
             hint: "check the cache directory and the address-space limit (`ulimit -v`), then start aok again".into(),
-        })?;
-        engine.load(digest, bytes, limits).await
+        })
     }
 
     /// What a component is, if it was loaded before.
@@ -107,22 +112,18 @@ pub(super) struct Code {
 }
 
 impl Code {
-    /// The image: compiled, or from the cache.
-    async fn load(&self) -> Result<Image, Fault> {
-        match &self.origin {
-            Origin::Bundled { bytes, .. } => self.loader.load(&self.digest, bytes, self.limits).await,
-            Origin::Files(Files { component, .. }) => {
-                let path = component.clone();
-                let read = tokio::task::spawn_blocking(move || {
-                    read_component(&path).map(|bytes| (engine::digest(&bytes), bytes))
-                });
-                let (digest, bytes) = read.await.map_err(|e| changed(&e.to_string()))??;
-                if digest != self.digest {
-                    return Err(changed("its file holds another component now, which is not loaded yet"));
-                }
-                self.loader.load(&digest, &bytes, self.limits).await
-            }
+    /// The component's bytes, if they are still those that were looked at.
+    async fn bytes(&self) -> Result<Cow<'static, [u8]>, Fault> {
+        let path = match &self.origin {
+            Origin::Bundled { bytes, .. } => return Ok(Cow::Borrowed(bytes)),
+            Origin::Files(Files { component, .. }) => component.clone(),
+        };
+        let read = tokio::task::spawn_blocking(move || read_component(&path).map(|b| (engine::digest(&b), b)));
+        let (digest, bytes) = read.await.map_err(|e| changed(&e.to_string()))??;
+        if digest != self.digest {
+            return Err(changed("its file holds another component now, which is not loaded yet"));
         }
+        Ok(Cow::Owned(bytes))
     }
 }
 
@@ -142,26 +143,21 @@ impl<T> Lazy<T> {
     pub(super) fn new(code: Code, image: Option<Arc<T>>) -> Self {
         Self { code, image: OnceCell::new_with(image) }
     }
-
-    async fn get(&self, pick: fn(Image) -> Option<Arc<T>>) -> Result<Arc<T>, Fault> {
-        let make = || async {
-            pick(self.code.load().await?).ok_or_else(|| Fault {
-                code: "role_changed",
-                message: "the cache remembers another role of this component".into(),
-                hint: "remove the `cache` directory".into(),
-            })
-        };
-        self.image.get_or_try_init(make).await.cloned()
-    }
 }
 
 impl Lazy<AgentImage> {
     pub(super) async fn agent(&self) -> Result<Arc<AgentImage>, Fault> {
-        let pick = |image| match image {
-            Image::Agent(agent) => Some(agent),
-            Image::Tools(..) => None,
-        };
-        self.get(pick).await
+        let code = &self.code;
+        let make = || async { code.loader.ready().await?.agent(&code.digest, &code.bytes().await?).await };
+        self.image.get_or_try_init(make).await.cloned()
+    }
+}
+
+impl Lazy<ToolImage> {
+    async fn tools(&self) -> Result<Arc<ToolImage>, Fault> {
+        let code = &self.code;
+        let make = || async { code.loader.ready().await?.tools(&code.digest, &code.bytes().await?, code.limits).await };
+        self.image.get_or_try_init(make).await.cloned()
     }
 }
 
@@ -185,11 +181,7 @@ pub(super) struct LazyTools {
 impl Invoke for LazyTools {
     async fn invoke(&self, call: Invocation) -> Report {
         self.counts.calls.fetch_add(1, Ordering::Relaxed);
-        let image = self.lazy.get(|image| match image {
-            Image::Tools(tools, ..) => Some(tools),
-            Image::Agent(_) => None,
-        });
-        let report = match image.await {
+        let report = match self.lazy.tools().await {
             Ok(image) => image.invoke(call).await,
             Err(fault) => {
                 let errno = if fault.code == "changed" { Errno::Again } else { Errno::Io };

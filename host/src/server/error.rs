@@ -45,6 +45,8 @@ codes! {
     UnknownTool = 2,
     /// Several tools answer to that bare name.
     AmbiguousTool = 2,
+    /// No plugin of that name.
+    UnknownPlugin = 2,
     /// A plugin cannot be used.
     PluginRefused = 2,
     /// No process of that PID.

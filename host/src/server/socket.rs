@@ -250,7 +250,7 @@ fn parse(name: &str, body: &[u8]) -> Result<Request, ApiError> {
 
 fn refusal(error: &ApiError) -> Response {
     let status = match error.code {
-        Code::UnknownAgent | Code::UnknownTool | Code::UnknownProcess => StatusCode::NOT_FOUND,
+        Code::UnknownAgent | Code::UnknownTool | Code::UnknownPlugin | Code::UnknownProcess => StatusCode::NOT_FOUND,
         Code::BadState | Code::AmbiguousTool => StatusCode::CONFLICT,
         Code::Denied => StatusCode::FORBIDDEN,
         Code::Quota => StatusCode::TOO_MANY_REQUESTS,

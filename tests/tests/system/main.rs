@@ -9,6 +9,7 @@ mod clients;
 mod contract;
 mod crash;
 mod doctor;
+mod drift;
 mod durable;
 mod environment;
 mod gateway;
