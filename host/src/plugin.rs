@@ -117,11 +117,7 @@ impl Finder {
     ) -> Candidate {
         let at = |extension: &str| dir.join(format!("{name}.{extension}"));
         let path = at(group.extension());
-        let files = Files {
-            component: path.clone(),
-            manifest: group.manifest.then(|| at("toml")),
-            wit: group.wit.then(|| at("wit")),
-        };
+        let files = Files { component: path.clone(), manifest: group.manifest.then(|| at("toml")) };
         let mut candidate = Candidate::new(name, Origin::Files(files.clone()));
         let checked = check_name(name).and_then(|()| group.check(name)).and_then(|()| files.stamp());
         candidate.fault = match (checked, taken.get(name)) {
@@ -176,7 +172,6 @@ impl Seen {
 struct Group {
     component: bool,
     manifest: bool,
-    wit: bool,
     script: Option<&'static str>,
 }
 
@@ -207,7 +202,7 @@ impl Group {
     }
 }
 
-/// The plugin files of a directory by name. A `.wit` alone is nobody's.
+/// The plugin files of a directory by name.
 fn group(dir: &Path) -> io::Result<BTreeMap<String, Group>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -229,13 +224,11 @@ fn group(dir: &Path) -> io::Result<BTreeMap<String, Group>> {
         match extension {
             "wasm" => of(|g| g.component = true),
             "toml" => of(|g| g.manifest = true),
-            "wit" => of(|g| g.wit = true),
             "py" => of(|g| g.script = Some("py")),
             "js" => of(|g| g.script = Some("js")),
             _ => {}
         }
     }
-    groups.retain(|_, g| g.component || g.manifest || g.script.is_some());
     Ok(groups)
 }
 
@@ -292,9 +285,7 @@ mod tests {
         for (dir, file) in [
             (&one, "x.wasm"),
             (&one, "x.toml"),
-            (&one, "x.wit"),
             (&one, "readme.txt"),
-            (&one, "alone.wit"),
             (&one, ".x.wasm"),
             (&one, "fs.wasm"),
             (&one, "lost.toml"),

@@ -530,7 +530,7 @@ impl Registry {
                 Ok(Read { digest: (*digest).to_owned(), component: Vec::new(), manifest: Box::default() })
             }
             Origin::Files(files) => {
-                let Contents { component, manifest, wit: _ } = files.read().map_err(|e| match e {
+                let Contents { component, manifest } = files.read().map_err(|e| match e {
                     Unread::Changing => Loaded::Changing,
                     Unread::Fault(fault) => fault.into(),
                 })?;

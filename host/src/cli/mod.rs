@@ -11,6 +11,7 @@ mod error;
 mod format;
 mod input;
 mod logs;
+mod mcp;
 mod metrics;
 mod out;
 mod plugin;
@@ -90,13 +91,14 @@ enum Command {
     Audit(audit::Args),
     Metrics(metrics::Args),
     Doctor(doctor::Args),
+    Mcp(mcp::Args),
 }
 
 impl Command {
     /// Whether it may start a kernel of its own, which needs threads for its I/O.
     fn acts(&self) -> bool {
         match self {
-            Self::Run(_) => true,
+            Self::Run(_) | Self::Mcp(_) => true,
             Self::Tool(args) => args.acts(),
             _ => false,
         }
@@ -115,6 +117,7 @@ impl Command {
             Self::Audit(args) => audit::run(args, session, out).await,
             Self::Metrics(args) => metrics::run(args, session, out).await,
             Self::Doctor(args) => doctor::run(args, session, out).await,
+            Self::Mcp(args) => mcp::run(args, session, out).await,
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::kernel::{self, Builder, Examination, Kernel};
 use crate::process::Pid;
 use crate::server::client::{Client, Found};
 use crate::server::error::{ApiError, Code};
+use crate::server::mcp::Backend;
 use crate::server::socket::{SOCKET, Server};
 use crate::server::wire::{Origin, Request};
 use crate::server::{Lines, handle, list};
@@ -146,6 +147,14 @@ impl Session {
         };
         let answer = handle(&kernel, request).await;
         Ok(Started { answer, owner: Some(Owner { kernel, server }) })
+    }
+
+    /// Who serves an MCP connection.
+    pub(super) fn backend(&self, owner: Option<&Owner>) -> Backend {
+        match owner {
+            Some(owner) => Backend::Own(owner.kernel.clone()),
+            None => Backend::Live { data: self.data.clone(), origin: self.origin.clone() },
+        }
     }
 
     /// Stops a process of the live kernel where it is. A kernel that is gone has stopped it already.

@@ -10,11 +10,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
 use super::builder::head_of;
-use super::info::CallReport;
+use super::info::{CallReport, ToolInfo};
+use super::query::tool_info;
 use super::{End, Error, Kernel, Live, Process, SpawnRequest, lock};
 use crate::abi::{Errno, ToolCall};
 use crate::audit::Chain;
-use crate::capability::{HostGrant, Rights};
+use crate::capability::{HostGrant, Needs, Rights};
 use crate::context::tokens::Counter;
 use crate::context::{NewPage, PageManager};
 use crate::engine::{AgentImage, Ended};
@@ -23,7 +24,7 @@ use crate::process::{Event, EventKind, Exit, Mount, Pid, ProcessSpec, ProcessSta
 use crate::quota::{Limits, ResourceQuota};
 use crate::registry::Agent;
 use crate::storage::{Batch, Change, PageKind};
-use crate::syscall::{Caller, Life, Outcome, Stop, Syscall, now_ms};
+use crate::syscall::{Answer, Caller, Life, Outcome, Stop, Syscall, now_ms};
 
 /// The agent name of a process that makes one tool call for a caller outside.
 pub(super) const CLIENT: &str = "client";
@@ -37,6 +38,69 @@ const MAX_NAME: usize = 128;
 
 /// Most hosts that are granted to a process; each request is held against all of them.
 const MAX_HOSTS: usize = 1_000;
+
+/// A tool call of a client that has begun.
+#[derive(Debug)]
+pub struct ClientCall {
+    pid: Pid,
+    tool: String,
+    receive: oneshot::Receiver<(Result<Answer, Stop>, End)>,
+}
+
+impl ClientCall {
+    /// The client process that makes it.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// A failing store; [`Error::Suspended`] if the kernel ends before the call, or somebody ends the call.
+    pub async fn report(self) -> Result<CallReport, Error> {
+        let Self { pid, tool, receive } = self;
+        let gone = || Error::Suspended { pid, why: "the kernel was shut down".to_owned() };
+        match receive.await.map_err(|_| gone())? {
+            (_, End::Suspended(why)) | (Err(Stop::Store(why)), _) => Err(Error::Suspended { pid, why }),
+            (_, End::Unanswered(source)) => Err(Error::Unanswered { pid, source }),
+            (Ok(answer), End::Exit(_)) => Ok(CallReport {
+                tool,
+                pid: pid.0,
+                outcome: match answer.outcome {
+                    Outcome::Text(text) => Ok(text),
+                    Outcome::Failed(e) => Err(e),
+                    other => Err(crate::abi::Error::new(Errno::Io, format!("{other:?}"))),
+                },
+                fuel: answer.cost.fuel,
+                memory_bytes: answer.cost.memory_bytes,
+                duration_us: answer.cost.duration_us,
+                seq: answer.seq,
+            }),
+            (Err(stop), End::Exit(_)) => Err(Error::State { pid, why: stop.to_string() }),
+        }
+    }
+}
+
+/// The process of a client that calls `tool` with these rights.
+fn client_spec(pid: Pid, tool: String, rights: Rights) -> ProcessSpec {
+    ProcessSpec {
+        pid,
+        ppid: None,
+        name: tool.clone(),
+        agent: CLIENT.to_owned(),
+        digest: String::new(),
+        model: None,
+        group: "default".to_owned(),
+        nice: 0,
+        task: tool,
+        mounts: rights.mounts,
+        hosts: rights.hosts,
+        quota: ResourceQuota::STANDARD,
+        seed: rand::random(),
+        created_ms: now_ms(),
+    }
+}
 
 impl Kernel {
     /// Spawns a process; when this returns it is durable and runnable. The receiver gets all its
@@ -209,26 +273,20 @@ impl Kernel {
     /// # Errors
     /// [`Error::UnknownTool`], [`Error::AmbiguousTool`], a failing store. A failing tool is a report.
     pub async fn call_tool(&self, name: &str, arguments: &str, rights: Rights) -> Result<CallReport, Error> {
+        self.begin_call(name, arguments, rights).await?.report().await
+    }
+
+    /// Begins a call as [`Self::call_tool`] makes it. It goes on whether or not somebody waits for its report;
+    /// [`Self::kill`] of its process stops it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTool`], [`Error::AmbiguousTool`], a failing store.
+    pub async fn begin_call(&self, name: &str, arguments: &str, rights: Rights) -> Result<ClientCall, Error> {
         let owner = self.owner()?;
         self.0.registry.ready_for(name).await;
         let tool = self.tool(name)?.name;
         let pid = Pid(owner.next_pid.fetch_add(1, Ordering::Relaxed));
-        let spec = ProcessSpec {
-            pid,
-            ppid: None,
-            name: tool.clone(),
-            agent: CLIENT.to_owned(),
-            digest: String::new(),
-            model: None,
-            group: "default".to_owned(),
-            nice: 0,
-            task: tool.clone(),
-            mounts: rights.mounts,
-            hosts: rights.hosts,
-            quota: ResourceQuota::STANDARD,
-            seed: rand::random(),
-            created_ms: now_ms(),
-        };
+        let spec = client_spec(pid, tool.clone(), rights);
         let mut chain = Chain::resume(pid, None);
         let audit = chain.append(spec.created_ms, "spawn", CLIENT, "allow", "policy");
         let changes = vec![Change::Spawn(Box::new(spec.clone())), Change::Audit(audit)];
@@ -259,25 +317,16 @@ impl Kernel {
             let end = kernel.conclude(&client, exit).await;
             drop(send.send((answer, end)));
         })?;
-        let gone = || Error::Suspended { pid, why: "the kernel was shut down".to_owned() };
-        match receive.await.map_err(|_| gone())? {
-            (_, End::Suspended(why)) | (Err(Stop::Store(why)), _) => Err(Error::Suspended { pid, why }),
-            (_, End::Unanswered(source)) => Err(Error::Unanswered { pid, source }),
-            (Ok(answer), End::Exit(_)) => Ok(CallReport {
-                tool,
-                pid: pid.0,
-                outcome: match answer.outcome {
-                    Outcome::Text(text) => Ok(text),
-                    Outcome::Failed(e) => Err(e),
-                    other => Err(crate::abi::Error::new(Errno::Io, format!("{other:?}"))),
-                },
-                fuel: answer.cost.fuel,
-                memory_bytes: answer.cost.memory_bytes,
-                duration_us: answer.cost.duration_us,
-                seq: answer.seq,
-            }),
-            (Err(stop), End::Exit(_)) => Err(Error::State { pid, why: stop.to_string() }),
-        }
+        Ok(ClientCall { pid, tool, receive })
+    }
+
+    /// The tools that a client with these rights may call, and what the code of each asks for.
+    #[must_use]
+    pub fn tools_offered(&self, rights: Rights) -> Vec<(ToolInfo, Needs)> {
+        let services = &self.0.services;
+        let client = client_spec(Pid::KERNEL, String::new(), rights);
+        let offered = services.tools.all().into_iter().filter(|tool| services.security.offers(&client, tool));
+        offered.map(|tool| (tool_info(&tool), tool.needs)).collect()
     }
 
     async fn before_spawn(&self, mut request: SpawnRequest) -> Result<SpawnRequest, Error> {

@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 pub use builder::Builder;
 pub use doctor::Examination;
 pub use error::Error;
+pub use life::ClientCall;
 pub use plugins::{report_bundled, report_file};
 
 use crate::audit::Chain;

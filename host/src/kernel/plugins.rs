@@ -53,7 +53,7 @@ impl Kernel {
         self.0.registry.records().into_iter().map(plugin_info).collect()
     }
 
-    /// Loads the component of a file, `NAME.toml` and `NAME.wit` beside it included, as a plugin called
+    /// Loads the component of a file, with the `NAME.toml` beside it, as a plugin called
     /// after the file. It stays until [`Self::unregister_plugin`] or the end of this kernel; called again
     /// for the same file, it takes what the file holds then. The file is not watched.
     ///
@@ -160,9 +160,8 @@ fn candidate(path: &Path, name: &str) -> Result<Candidate, Fault> {
             hint: "build a component of it".into(),
         });
     }
-    let beside = |extension: &str| Some(path.with_extension(extension)).filter(|p| p.exists());
-    let (manifest, wit) = (beside("toml"), beside("wit"));
-    let files = Files { component: path, manifest, wit };
+    let manifest = Some(path.with_extension("toml")).filter(|p| p.exists());
+    let files = Files { component: path, manifest };
     let stamp = files.stamp()?;
     Ok(Candidate { stamp, ..Candidate::new(name, Origin::Files(files)) })
 }

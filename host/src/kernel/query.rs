@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
+use tokio::sync::watch;
+
 use super::info::{AgentInfo, AuditVerdict, PageInfo, ProcessInfo, ToolInfo};
 use super::{End, Error, Kernel, Live, lock};
 use crate::audit::{self, Fault, Record};
@@ -114,6 +116,12 @@ impl Kernel {
                 Err(Error::UnknownTool { name: name.to_owned(), known })
             }
         }
+    }
+
+    /// Counts the changes of the tools.
+    #[must_use]
+    pub fn tool_changes(&self) -> watch::Receiver<u64> {
+        self.0.services.tools.changes()
     }
 
     /// All agents by name.
@@ -240,7 +248,7 @@ fn state_of(exit: Option<&Exit>, live: Option<&Live>) -> ProcessState {
     }
 }
 
-fn tool_info(entry: &Entry) -> ToolInfo {
+pub(super) fn tool_info(entry: &Entry) -> ToolInfo {
     ToolInfo {
         name: entry.spec.name.clone(),
         plugin: entry.plugin.clone(),

@@ -11,7 +11,7 @@ use crate::contract::Fault;
 /// The largest component that is read, in bytes.
 const MAX_COMPONENT: u64 = 256 << 20;
 
-/// The largest manifest or `.wit` text that is read, in bytes.
+/// The largest manifest that is read, in bytes.
 const MAX_TEXT: u64 = 1 << 20;
 
 /// The component of a plugin and what lies beside it.
@@ -21,13 +21,11 @@ pub struct Files {
     pub component: PathBuf,
     /// `NAME.toml`.
     pub manifest: Option<PathBuf>,
-    /// `NAME.wit`: descriptions for a component that was not written for us.
-    pub wit: Option<PathBuf>,
 }
 
 /// What tells one state of a plugin's files from another without reading them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stamp([Option<FileStamp>; 3]);
+pub struct Stamp([Option<FileStamp>; 2]);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FileStamp {
@@ -72,7 +70,6 @@ impl Stamp {
 pub(super) struct Contents {
     pub(super) component: Vec<u8>,
     pub(super) manifest: Option<String>,
-    pub(super) wit: Option<String>,
 }
 
 /// Why there are no contents.
@@ -85,8 +82,8 @@ pub(super) enum Unread {
 }
 
 impl Files {
-    fn paths(&self) -> [Option<&Path>; 3] {
-        [Some(&self.component), self.manifest.as_deref(), self.wit.as_deref()]
+    fn paths(&self) -> [Option<&Path>; 2] {
+        [Some(&self.component), self.manifest.as_deref()]
     }
 
     /// What the files look like now. One that is gone by now has no part in it.
@@ -120,11 +117,9 @@ impl Files {
     /// Reads all of them, as they were at one instant.
     pub(super) fn read(&self) -> Result<Contents, Unread> {
         let before = self.stamp().map_err(Unread::Fault)?;
-        let text = |path: &Option<PathBuf>| path.as_deref().map(read_text).transpose();
         let contents = Contents {
             component: read_bytes(&self.component, MAX_COMPONENT, "strip its debug information")?,
-            manifest: text(&self.manifest)?,
-            wit: text(&self.wit)?,
+            manifest: self.manifest.as_deref().map(read_text).transpose()?,
         };
         match self.stamp() {
             Ok(after) if after == before => Ok(contents),
@@ -193,7 +188,7 @@ mod tests {
     fn a_stamp_changes_with_each_file() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let files = Files { component: at("x.wasm"), manifest: Some(at("x.toml")), wit: None };
+        let files = Files { component: at("x.wasm"), manifest: Some(at("x.toml")) };
         fs::write(&files.component, "a").unwrap();
         let alone = files.stamp().unwrap();
         assert!(alone.age().unwrap() < Duration::from_secs(60));
@@ -214,7 +209,7 @@ mod tests {
         assert_eq!(read_component(&at("x.wasm")).unwrap_err().code, "symlink");
         fs::create_dir(at("d.wasm")).unwrap();
         assert_eq!(read_component(&at("d.wasm")).unwrap_err().code, "unreadable");
-        let files = Files { component: at("real"), manifest: Some(at("real.toml")), wit: None };
+        let files = Files { component: at("real"), manifest: Some(at("real.toml")) };
         fs::write(at("real.toml"), [0xff, 0xfe]).unwrap();
         assert!(matches!(files.read(), Err(Unread::Fault(f)) if f.message.contains("UTF-8")));
     }

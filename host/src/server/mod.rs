@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod error;
+pub mod mcp;
 pub mod socket;
 pub mod wire;
 
@@ -14,12 +15,13 @@ use std::time::Duration;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use serde::Serialize;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 use crate::capability::Rights;
-use crate::kernel::Kernel;
+use crate::kernel::{ClientCall, Kernel};
 use crate::process::{Event, EventKind, Pid};
 use error::ApiError;
-use wire::{CallLine, LogLine, MetricsLine, Request};
+use wire::{CallLine, LogLine, MetricsLine, OfferedTool, Request};
 
 /// An answer: JSON lines without their line ends. An error is the last item.
 pub type Lines = BoxStream<'static, Result<String, ApiError>>;
@@ -53,11 +55,16 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::Logs { pid, follow } => log_lines(kernel.clone(), pid, follow).await,
         Request::ToolLs {} => list(kernel.tools()),
         Request::ToolShow { name } => list(vec![kernel.tool(&name)?]),
-        Request::ToolCall { name, arguments, mounts, hosts } => {
+        Request::ToolCall { name, arguments, mounts, hosts, stop } => {
             // Refused before it begins where the name leads nowhere.
-            let name = kernel.tool(&name)?.name;
-            Ok(call_line(kernel.clone(), name, arguments, Rights { mounts, hosts }))
+            let call = kernel.begin_call(&name, &arguments, Rights { mounts, hosts }).await?;
+            Ok(call_line(kernel.clone(), call, stop))
         }
+        Request::ToolsOffered { mounts, hosts } => {
+            let offered = kernel.tools_offered(Rights { mounts, hosts }).into_iter();
+            list(offered.map(|(tool, needs)| OfferedTool { tool, network: needs.network }).collect())
+        }
+        Request::ToolChanges {} => Ok(change_lines(kernel.tool_changes())),
         Request::PluginLs {} => list(kernel.plugins()),
         Request::AgentLs {} => list(kernel.agents()),
         Request::Context { pid } => list(kernel.context(pid).await?),
@@ -103,15 +110,54 @@ async fn stopped(kernel: Kernel, pid: Pid) -> ApiError {
     }
 }
 
-/// The report of a tool call. The call is a task of its own: one that has begun is not cut off
-/// because nobody waits for its report.
-fn call_line(kernel: Kernel, name: String, arguments: String, rights: Rights) -> Lines {
-    let call = tokio::spawn(async move { kernel.call_tool(&name, &arguments, rights).await });
+/// The report of a tool call. One that has begun is not cut off because nobody waits for its report,
+/// unless its caller wants that.
+fn call_line(kernel: Kernel, call: ClientCall, stop: bool) -> Lines {
+    let mut guard = StopOnDrop { kernel, pid: call.pid(), armed: stop };
     stream::once(async move {
-        match call.await {
-            Ok(report) => json(&CallLine::from(report?)),
-            Err(e) => Err(ApiError::internal(format!("a tool call panicked: {e}"))),
+        let report = call.report().await;
+        guard.disarm();
+        json(&CallLine::from(report?))
+    })
+    .boxed()
+}
+
+/// Ends a call whose caller has gone.
+struct StopOnDrop {
+    kernel: Kernel,
+    pid: Pid,
+    /// Whether it has not ended.
+    armed: bool,
+}
+
+impl StopOnDrop {
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
         }
+        let (kernel, pid) = (self.kernel.clone(), self.pid);
+        // Without a runtime the kernel is gone too.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                // It may have ended by itself.
+                let _ = kernel.kill(pid, "its caller cancelled it").await;
+            });
+        }
+    }
+}
+
+/// A line for each change of what `changes` counts.
+fn change_lines(changes: watch::Receiver<u64>) -> Lines {
+    stream::unfold(changes, |mut changes| async move {
+        changes.changed().await.ok()?;
+        let count = *changes.borrow_and_update();
+        Some((json(&count), changes))
     })
     .boxed()
 }

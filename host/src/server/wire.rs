@@ -14,7 +14,7 @@ use super::error::ApiError;
 use crate::abi;
 use crate::capability::HostGrant;
 use crate::kernel::SpawnRequest;
-use crate::kernel::info::CallReport;
+use crate::kernel::info::{CallReport, ToolInfo};
 use crate::process::{Mount, Pid};
 use crate::quota::ResourceQuota;
 use crate::storage::LogRecord;
@@ -81,7 +81,21 @@ pub enum Request {
         /// Hosts that the tool may reach.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         hosts: Vec<HostGrant>,
+        /// Whether the call ends with whoever waits for its answer.
+        #[serde(default)]
+        stop: bool,
     },
+    /// The tools that a client with these rights is offered; each an [`OfferedTool`].
+    ToolsOffered {
+        /// Directories.
+        #[serde(default)]
+        mounts: Vec<Mount>,
+        /// Hosts.
+        #[serde(default)]
+        hosts: Vec<HostGrant>,
+    },
+    /// A line for each change of the tools from now on, without end.
+    ToolChanges {},
     /// All plugins.
     PluginLs {},
     /// All agents.
@@ -232,6 +246,16 @@ impl From<LogRecord> for LogLine {
     }
 }
 
+/// A tool that a client may call.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OfferedTool {
+    /// The tool.
+    #[serde(flatten)]
+    pub tool: ToolInfo,
+    /// Whether it may ask the network.
+    pub network: bool,
+}
+
 /// `tool call --json` (CONTRACT §3). The result is the tool's own JSON text, byte for byte.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CallLine {
@@ -330,7 +354,7 @@ mod tests {
             Request::Logs { pid, follow: true },
             Request::ToolLs {},
             Request::ToolShow { name: "read".into() },
-            Request::ToolCall { name: "read".into(), arguments: "{\"a\": 1}".into(), mounts, hosts },
+            Request::ToolCall { name: "read".into(), arguments: "{\"a\": 1}".into(), mounts, hosts, stop: true },
             Request::PluginLs {},
             Request::AgentLs {},
             Request::Context { pid },

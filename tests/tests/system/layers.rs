@@ -32,13 +32,14 @@ const SAME_LAYER: [(&str, &str); 7] = [
 ];
 
 /// Libraries that one part owns: where else the name appears, the part leaks.
-const OWNED: [(&str, &[&str]); 6] = [
+const OWNED: [(&str, &[&str]); 7] = [
     ("wasmtime", &["engine", "bindings", "syscall"]),
     ("wasmtime_wasi", &["engine", "bindings", "syscall"]),
     ("wasmtime_wasi_http", &["engine"]),
     ("sqlx", &["storage"]),
     ("clap", &["cli"]),
     ("axum", &["server"]),
+    ("rmcp", &["server"]),
 ];
 
 #[test]

@@ -18,6 +18,7 @@ mod http;
 mod layers;
 mod llm;
 mod local;
+mod mcp;
 mod plugins;
 mod sdk;
 mod support;

@@ -1,0 +1,203 @@
+//! The Model Context Protocol over a pair of streams: the tools that a client may call, and the calls,
+//! each on the syscall path as a client process. What MCP calls a hint, the tool's effect knows.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::stream::StreamExt as _;
+use rmcp::handler::server::ServerHandler;
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation, JsonObject,
+    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, ToolAnnotations,
+};
+use rmcp::service::{NotificationContext, RequestContext, RoleServer, ServiceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::client::{Client, Found};
+use super::error::{ApiError, Code};
+use super::wire::{CallLine, OfferedTool, Origin, Request};
+use super::{Lines, handle};
+use crate::abi::Effect;
+use crate::capability::Rights;
+use crate::kernel::Kernel;
+
+/// Who does the work.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// A kernel in this process.
+    Own(Kernel),
+    /// The running kernel of a data directory.
+    Live {
+        /// The directory.
+        data: PathBuf,
+        /// What it must have been started with.
+        origin: Origin,
+    },
+}
+
+impl Backend {
+    async fn ask(&self, request: Request) -> Result<Lines, ApiError> {
+        match self {
+            Self::Own(kernel) => handle(kernel, request).await,
+            Self::Live { data, origin } => match Client::find(data).await? {
+                Found::Kernel(client) => client.call(&request, origin).await,
+                _ => Err(ApiError::new(
+                    Code::KernelGone,
+                    "the kernel that served this connection has ended",
+                    "connect again: a new `aok mcp` starts a kernel of its own",
+                )),
+            },
+        }
+    }
+}
+
+/// Serves MCP on standard input and output until the input ends.
+///
+/// # Errors
+/// A client that does not begin with `initialize`, or streams that fail.
+pub async fn serve(backend: Backend, rights: Rights) -> Result<(), ApiError> {
+    let failed = |why: String| {
+        ApiError::new(
+            Code::BadUsage,
+            format!("the MCP client broke off: {why}"),
+            "docs/mcp.md says how a client is set up",
+        )
+    };
+    let service = Mcp { backend, rights: Arc::new(rights) }.serve(rmcp::transport::stdio_pipes()).await;
+    let service = match service {
+        Ok(service) => service,
+        // It said nothing and left: so a client asks whether there is a server at all.
+        Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => return Ok(()),
+        Err(e) => return Err(failed(e.to_string())),
+    };
+    service.waiting().await.map(drop).map_err(|e| failed(e.to_string()))
+}
+
+/// One connection.
+#[derive(Clone, Debug)]
+struct Mcp {
+    backend: Backend,
+    rights: Arc<Rights>,
+}
+
+impl ServerHandler for Mcp {
+    fn get_info(&self) -> ServerConfig {
+        let capabilities = ServerCapabilities::builder().enable_tools().enable_tool_list_changed().build();
+        let mut info = ServerConfig::new(capabilities);
+        info.server_info = Implementation::new("aok", env!("CARGO_PKG_VERSION"));
+        info.instructions = Some(
+            "Tools run in a WebAssembly sandbox. They see the directories and hosts that the server was started with."
+                .to_owned(),
+        );
+        info
+    }
+
+    async fn list_tools(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        let Rights { mounts, hosts } = Rights::clone(&self.rights);
+        let mut lines = self.backend.ask(Request::ToolsOffered { mounts, hosts }).await.map_err(broken)?;
+        let mut tools = Vec::new();
+        while let Some(line) = lines.next().await {
+            let tool: OfferedTool = parse(&line.map_err(broken)?).map_err(broken)?;
+            tools.push(describe(tool));
+        }
+        Ok(ListToolsResult::with_all_items(tools))
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let Rights { mounts, hosts } = Rights::clone(&self.rights);
+        let arguments = Value::Object(request.arguments.unwrap_or_default()).to_string();
+        let call = Request::ToolCall { name: request.name.into_owned(), arguments, mounts, hosts, stop: true };
+        let answer = async {
+            let mut lines = self.backend.ask(call).await?;
+            let line = lines.next().await.unwrap_or_else(|| Err(ApiError::internal("a tool call gave no answer")))?;
+            parse::<CallLine>(&line)
+        };
+        tokio::select! {
+            answer = answer => answer.map(|line| result(line).into()).map_err(broken),
+            // Dropping the answer stops the call.
+            () = context.ct.cancelled() => Err(ErrorData::internal_error("the call was cancelled", None)),
+        }
+    }
+
+    async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
+        let backend = self.backend.clone();
+        tokio::spawn(async move {
+            let mut changes = match backend.ask(Request::ToolChanges {}).await {
+                Ok(changes) => changes,
+                Err(e) => return tracing::warn!("changes of the tools are not told: {e}"),
+            };
+            while let Some(Ok(_)) = changes.next().await {
+                if context.peer.notify_tool_list_changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ApiError> {
+    serde_json::from_str(line).map_err(|e| ApiError::internal(format!("the kernel's answer is not understood: {e}")))
+}
+
+/// A tool as MCP shows it. The protocol takes only schemas of objects.
+fn describe(OfferedTool { tool, network }: OfferedTool) -> Tool {
+    let object = |schema: Value| match schema {
+        Value::Object(schema) if schema.get("type").is_some_and(|t| t == "object") => Some(Arc::new(schema)),
+        _ => None,
+    };
+    let any = || Arc::new(JsonObject::from_iter([("type".to_owned(), json!("object"))]));
+    let mut described = Tool::new(tool.name, tool.description, object(tool.input_schema).unwrap_or_else(any));
+    described.output_schema = tool.output_schema.and_then(object);
+    described.annotations = Some(annotations(tool.effect, network));
+    described
+}
+
+fn annotations(effect: Effect, network: bool) -> ToolAnnotations {
+    let hints = ToolAnnotations::new().read_only(!effect.is_outward()).open_world(network);
+    match effect {
+        Effect::Pure | Effect::ReadOnly => hints,
+        Effect::Idempotent => hints.destructive(false).idempotent(true),
+        Effect::Destructive => hints.destructive(true).idempotent(false),
+    }
+}
+
+/// What a call gave: the result as text, an object also as itself; or the tool's error, which is the
+/// model's to deal with.
+fn result(line: CallLine) -> CallToolResult {
+    if let Some(error) = line.error {
+        let limit = error.limit.map(|limit| format!(" (limit: {limit})")).unwrap_or_default();
+        let text = format!("{}{limit} [{}]", error.message, error.code.name());
+        return CallToolResult::error(vec![ContentBlock::text(text)]);
+    }
+    let text = line.result.map_or_else(|| "null".to_owned(), |raw| raw.get().to_owned());
+    match serde_json::from_str(&text) {
+        Ok(Value::String(plain)) => CallToolResult::success(vec![ContentBlock::text(plain)]),
+        Ok(value @ Value::Object(_)) => {
+            let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
+            result.structured_content = Some(value);
+            result
+        }
+        _ => CallToolResult::success(vec![ContentBlock::text(text)]),
+    }
+}
+
+/// What went wrong beside the tool: the request itself, or the kernel.
+fn broken(error: ApiError) -> ErrorData {
+    let message = format!("{} ({})", error.message, error.hint);
+    let data = Some(json!({ "code": error.code.name() }));
+    match error.code {
+        Code::UnknownTool | Code::AmbiguousTool | Code::InvalidArguments | Code::BadUsage => {
+            ErrorData::invalid_params(message, data)
+        }
+        _ => ErrorData::internal_error(message, data),
+    }
+}
