@@ -501,17 +501,15 @@ impl Registry {
 
     /// Settles a load from what is remembered, without code; what cannot be is returned.
     fn recall(&self, job: Job) -> Option<Job> {
-        let loaded = self.read(&job.found).and_then(|read| match self.0.loader.remembered(&read.digest) {
-            Some(known) => Ok(Some(Loaded::Ready { digest: read.digest, manifest: read.manifest, known, image: None })),
-            None => Ok(None),
-        });
-        match loaded {
-            Ok(Some(loaded)) | Err(loaded) => {
-                self.settle(&job, loaded);
-                None
+        let loaded = match self.read(&job.found) {
+            Ok(Read { digest, manifest, .. }) => {
+                let Some(known) = self.0.loader.remembered(&digest) else { return Some(job) };
+                Loaded::Ready { digest, manifest, known, image: None }
             }
-            Ok(None) => Some(job),
-        }
+            Err(loaded) => loaded,
+        };
+        self.settle(&job, loaded);
+        None
     }
 
     fn begin(&self, job: Job) {

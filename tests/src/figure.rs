@@ -35,6 +35,12 @@ impl Figure {
         Self { bench, figure, value, unit, baseline: None, ratio: None, limit: None, target: Some(target), ok }
     }
 
+    /// A figure that is told and has no target.
+    #[must_use]
+    pub fn plain(bench: &'static str, figure: &'static str, value: f64, unit: &'static str) -> Self {
+        Self { bench, figure, value, unit, baseline: None, ratio: None, limit: None, target: None, ok: None }
+    }
+
     /// Adds what the baseline measured.
     #[must_use]
     pub fn beside(mut self, baseline: f64) -> Self {

@@ -2,6 +2,7 @@
 //! file is.
 
 mod doctor;
+mod files;
 mod inspect;
 
 use super::error::Error;
@@ -26,6 +27,10 @@ enum Command {
     Doctor(doctor::Args),
     /// Show what a component imports, exports and asks for
     Inspect(inspect::Args),
+    /// Check a component and put it into the data directory's `plugins/`
+    Add(files::Add),
+    /// Take a plugin out of the data directory's `plugins/`
+    Rm(files::Rm),
 }
 
 const COLUMNS: [Column; 7] = [
@@ -43,6 +48,8 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
         Command::Ls => list(session, out).await,
         Command::Doctor(args) => doctor::run(&args, out),
         Command::Inspect(args) => inspect::run(&args, session, out).await,
+        Command::Add(args) => files::add(&args, session, out),
+        Command::Rm(args) => files::rm(&args, session, out),
     }
 }
 

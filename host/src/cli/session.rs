@@ -149,6 +149,11 @@ impl Session {
         Ok(Started { answer, owner: Some(Owner { kernel, server }) })
     }
 
+    /// Where `plugin add` puts plugins.
+    pub(super) fn plugins(&self) -> PathBuf {
+        self.data.join("plugins")
+    }
+
     /// Who serves an MCP connection.
     pub(super) fn backend(&self, owner: Option<&Owner>) -> Backend {
         match owner {

@@ -154,7 +154,7 @@ impl<'a> Comparison<'a> {
                 self.members(place, "flag", flags(t), flags(o));
             }
             (TypeDefKind::Option(t), TypeDefKind::Option(o)) => {
-                self.ty(*t, *o, &format!("what is optional in {place}"))
+                self.ty(*t, *o, &format!("what is optional in {place}"));
             }
             (TypeDefKind::List(t), TypeDefKind::List(o)) => self.ty(*t, *o, &format!("an element of {place}")),
             (TypeDefKind::Tuple(t), TypeDefKind::Tuple(o)) if t.types.len() == o.types.len() => {

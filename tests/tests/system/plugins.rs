@@ -365,7 +365,7 @@ async fn a_directory_may_come_later_go_and_be_unreadable() {
     fs::remove_file(&late).unwrap();
     if nix_user_is_not_root() {
         fs::create_dir(&late).unwrap();
-        fs::set_permissions(&late, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&late, fs::Permissions::from_mode(0o0)).unwrap();
         assert_eq!(lab.refused("late").await.0, "unreadable_directory");
     }
     lab.kernel.shutdown().await;
@@ -407,4 +407,37 @@ async fn a_plugin_is_registered_by_a_call() {
     assert!(lab.tell().await.is_err());
     assert!(lab.kernel.unregister_plugin("herald").is_err());
     lab.kernel.shutdown().await;
+}
+
+#[test]
+fn a_component_is_added_called_replaced_and_removed_from_the_command_line() {
+    let world = World::new();
+    let herald = fs::read(HERALD).unwrap();
+    let file = world.work().join("herald.wasm");
+    put(&file, &version(&herald, 1)).unwrap();
+    fs::write(world.work().join("herald.toml"), "version = \"0.9\"").unwrap();
+    let add = |more: &[&str]| world.run(&[&["plugin", "add", file.to_str().unwrap()], more, &["--json"]].concat());
+    add(&[]).exits(0);
+    let tell = |tool: &str| world.run(&["tool", "call", tool]).exits(0).stdout;
+    assert_eq!(tell("herald__tell").trim(), "\"0001\"");
+    let listed = world.run(&["plugin", "ls", "--json"]).exits(0).lines();
+    assert!(listed.iter().any(|p| p["name"] == "herald" && p["version"] == "0.9"), "{listed:?}");
+    put(&file, &version(&herald, 2)).unwrap();
+    add(&[]).refused(2, "bad_usage", &["`herald`", "--replace"]);
+    add(&["--replace"]).exits(0);
+    assert_eq!(tell("herald__tell").trim(), "\"0002\"");
+    fs::remove_file(world.work().join("herald.toml")).unwrap();
+    add(&["--name", "crier"]).exits(0);
+    assert_eq!(tell("crier__tell").trim(), "\"0002\"");
+    add(&["--name", "fs"]).refused(2, "bad_usage", &["bundled"]);
+    add(&["--name", "Loud"]).refused(2, "bad_usage", &["`Loud`"]);
+    fs::write(&file, "broken").unwrap();
+    add(&["--replace"]).refused(2, "plugin_refused", &["not WebAssembly"]);
+    assert_eq!(tell("herald__tell").trim(), "\"0002\"", "a broken file takes no place");
+    let rm = |name: &str| world.run(&["plugin", "rm", name, "--json"]);
+    assert_eq!(rm("herald").exits(0).lines().len(), 2);
+    rm("herald").refused(2, "unknown_plugin", &["`herald`"]);
+    rm("fs").refused(2, "bad_usage", &["bundled"]);
+    rm("../fs").refused(2, "bad_usage", &["plugin name"]);
+    assert_eq!(fs::read_dir(world.data().join("plugins")).unwrap().count(), 1);
 }
