@@ -11,10 +11,11 @@ use crate::step::{aok, cargo, line, root, run, step};
 
 /// The figures that have a target, by bench. A bench that does not print one of its own has failed:
 /// a figure that nobody measures must not look like one that holds.
-const TARGETS: [(&str, &[&str]); 7] = [
+const TARGETS: [(&str, &[&str]); 8] = [
     ("call", &["tool_call_ratio"]),
     ("gateway", &["gateway_overhead_ratio"]),
     ("load", &["plugins100_ready_ms", "call_last_over_first"]),
+    ("mcp", &["mcp_echo_p50_ratio"]),
     ("slice", &["slice_switch_ratio", "slice_switch_ns"]),
     ("soak", &["soak_runs_failed", "soak_rss_growth"]),
     ("start", &["tool_ls_ms"]),
@@ -70,6 +71,9 @@ fn measure(name: &str) -> Result<Vec<Value>> {
     let mut command: Command = cargo();
     // All members, so that features and with them the compiled dependencies are those of the build.
     command.args(["bench", "--quiet", "--workspace", "--bench", name]).env("AOK_BIN", aok()?).stderr(Stdio::inherit());
+    if name == "mcp" {
+        command.env("AOK_PYTHON_SDKS", crate::python::clients()?);
+    }
     let output = command.output().with_context(|| format!("cannot start {}", line(&command)))?;
     if !output.status.success() {
         bail!("{} ended with {}", line(&command), output.status);

@@ -1,4 +1,4 @@
-//! The official Python clients of model providers, for the test that looks at the fake server through them: pinned,
+//! The official Python clients of model providers and of MCP, for the tests that look at us through them: pinned,
 //! each file checked against its hash by pip, installed beside everything else and never into the user's Python.
 
 use std::fs;
@@ -29,8 +29,8 @@ pub(crate) fn clients() -> Result<PathBuf> {
     if place.is_dir() {
         return Ok(place);
     }
-    let what = format!("Installing the official Python clients of model providers into {}", cache.display());
-    step(&what, "about 15 MB, once; about half a minute on a fast line", || {
+    let what = format!("Installing the official Python clients into {}", cache.display());
+    step(&what, "about 30 MB, once; about half a minute on a fast line", || {
         fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
         // Two runs at once must not share a half-filled directory.
         let work = tempfile::tempdir_in(&cache).with_context(|| format!("cannot write in {}", cache.display()))?;
