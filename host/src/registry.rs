@@ -434,7 +434,11 @@ impl Registry {
         let mut before = std::mem::take(&mut *plugins);
         let mut jobs = Vec::new();
         let mut gone = false;
-        for found in found {
+        for mut found in found {
+            let owner = before.iter().find(|p| p.registered && p.found.name == found.name && !p.is(&found));
+            if let Some(owner) = owner.filter(|_| found.fault.is_none()) {
+                found.fault = Some(name_taken(&owner.found));
+            }
             let at = before.iter().position(|p| p.is(&found));
             let mut plugin = at.map_or_else(|| Plugin::new(found.clone(), false), |i| before.swap_remove(i));
             plugin.registered = false;

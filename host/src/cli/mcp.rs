@@ -1,13 +1,20 @@
 //! `aok mcp`: the tools for any MCP client, over standard input and output.
 
+use std::pin::pin;
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::{Mutex, mpsc};
+
 use super::error::Error;
 use super::input;
 use super::out::Out;
-use super::session::{Session, Signals};
+use super::session::{Owner, Session, Signals};
 use crate::capability::{HostGrant, Rights};
 use crate::process::Mount;
-use crate::server::mcp::serve;
+use crate::server::error::ApiError;
+use crate::server::mcp::{Question, serve};
 use crate::server::wire::Request;
+use crate::server::{Lines, handle};
 
 /// Serve the tools to an MCP client over standard input and output
 #[derive(Debug, clap::Args)]
@@ -23,25 +30,50 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
     let rights = Rights { mounts: input::distinct(args.dirs)?, hosts: args.hosts };
-    let Rights { mounts, hosts } = rights.clone();
-    // The first question finds out who answers.
-    let started = tokio::select! {
-        started = session.act(Request::ToolsOffered { mounts, hosts }) => started?,
-        signal = signals.next() => return Err(Error::Interrupted(signal, None)),
+    let own = Mutex::default();
+    let served = tokio::select! {
+        served = connection(session, &own, rights) => served.map_err(Error::from),
+        signal = signals.next() => Err(Error::Interrupted(signal, None)),
     };
-    let backend = session.backend(started.owner.as_ref());
-    let served = match started.answer {
-        Ok(_) => tokio::select! {
-            served = serve(backend, rights) => served.map_err(Error::from),
-            signal = signals.next() => Err(Error::Interrupted(signal, None)),
-        },
-        Err(e) => Err(e.into()),
-    };
-    if let Some(owner) = started.owner {
+    if let Some(owner) = own.into_inner() {
         match served {
             Err(Error::Interrupted(..)) => owner.stop(None, &mut signals, out).await,
             _ => owner.finish(None, &mut signals, out).await,
         }
     }
     served
+}
+
+/// Serves the client. Finds out first whether there is a kernel or one can be started: a client is told of
+/// nothing else as clearly as of a server that does not start.
+async fn connection(session: &Session, own: &Mutex<Option<Owner>>, rights: Rights) -> Result<(), ApiError> {
+    let Rights { mounts, hosts } = rights.clone();
+    drop(answer(session, own, Request::ToolsOffered { mounts, hosts }).await?);
+    let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
+    let mut served = pin!(serve(questions, rights));
+    let mut answers = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            served = &mut served => return served,
+            Some((request, reply)) = asked.recv() => answers.push(async move {
+                // Whoever asked may have gone.
+                let _ = reply.send(answer(session, own, request).await);
+            }),
+            Some(()) = answers.next() => {}
+        }
+    }
+}
+
+/// Answers by the kernel of the data directory: the running one, and where none runs any more one of our own.
+async fn answer(session: &Session, own: &Mutex<Option<Owner>>, request: Request) -> Result<Lines, ApiError> {
+    let kernel = own.lock().await.as_ref().map(Owner::kernel);
+    if let Some(kernel) = kernel {
+        return handle(&kernel, request).await;
+    }
+    // Of two that find no kernel at once, the second becomes a client of the first one's.
+    let started = session.act(request).await?;
+    if let Some(owner) = started.owner {
+        *own.lock().await = Some(owner);
+    }
+    started.answer
 }

@@ -13,7 +13,6 @@ use crate::kernel::{self, Builder, Examination, Kernel};
 use crate::process::Pid;
 use crate::server::client::{Client, Found};
 use crate::server::error::{ApiError, Code};
-use crate::server::mcp::Backend;
 use crate::server::socket::{SOCKET, Server};
 use crate::server::wire::{Origin, Request};
 use crate::server::{Lines, handle, list};
@@ -154,14 +153,6 @@ impl Session {
         self.data.join("plugins")
     }
 
-    /// Who serves an MCP connection.
-    pub(super) fn backend(&self, owner: Option<&Owner>) -> Backend {
-        match owner {
-            Some(owner) => Backend::Own(owner.kernel.clone()),
-            None => Backend::Live { data: self.data.clone(), origin: self.origin.clone() },
-        }
-    }
-
     /// Stops a process of the live kernel where it is. A kernel that is gone has stopped it already.
     pub(super) async fn suspend(&self, pid: Pid) -> Result<(), ApiError> {
         let Found::Kernel(client) = Client::find(&self.data).await? else { return Ok(()) };
@@ -187,6 +178,11 @@ pub(super) struct Owner {
 }
 
 impl Owner {
+    /// The kernel.
+    pub(super) fn kernel(&self) -> Kernel {
+        self.kernel.clone()
+    }
+
     /// Says which processes are unfinished, and how to go on with them.
     pub(super) async fn announce(&self, out: &mut Out) -> Result<(), Error> {
         let unfinished = self.kernel.unfinished().await.map_err(ApiError::from)?;

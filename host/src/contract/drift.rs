@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use wit_parser::{Function, InterfaceId, Resolve, Type, TypeDefKind, TypeId, TypeOwner};
+use wit_parser::{Function, Handle, InterfaceId, Resolve, Type, TypeDefKind, TypeId, TypeOwner};
 
 use super::behind;
 
@@ -248,6 +248,8 @@ fn text(resolve: &Resolve, ty: Type) -> String {
             let types: Vec<_> = t.types.iter().map(|t| text(resolve, *t)).collect();
             format!("tuple<{}>", types.join(", "))
         }
+        TypeDefKind::Handle(Handle::Own(id)) => format!("own<{}>", resource(resolve, *id)),
+        TypeDefKind::Handle(Handle::Borrow(id)) => format!("borrow<{}>", resource(resolve, *id)),
         TypeDefKind::Future(t) => format!("future<{}>", optional(t)),
         TypeDefKind::Stream(t) => format!("stream<{}>", optional(t)),
         kind => match &def.name {
@@ -255,6 +257,11 @@ fn text(resolve: &Resolve, ty: Type) -> String {
             None => kind.as_str().to_owned(),
         },
     }
+}
+
+/// The name of a resource.
+fn resource(resolve: &Resolve, id: TypeId) -> String {
+    resolve.types[id].name.clone().unwrap_or_else(|| "resource".to_owned())
 }
 
 fn list(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {

@@ -80,7 +80,7 @@ struct Owner {
     chain: tokio::sync::Mutex<Chain>,
     lock: Mutex<Option<lock::Lock>>,
     /// Keeps the plugins as their directories are.
-    follower: Mutex<Option<AbortHandle>>,
+    follower: Mutex<Option<Follower>>,
 }
 
 /// A process that this kernel runs, or has run and seen end.
@@ -106,6 +106,16 @@ enum End {
     Suspended(String),
     /// No model answered; it can be resumed.
     Unanswered(Box<crate::llm::Error>),
+}
+
+/// The task that follows the plugins; it ends with this.
+#[derive(Debug)]
+struct Follower(AbortHandle);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Kernel {
@@ -155,9 +165,7 @@ impl Kernel {
                 live.task.kill().await;
                 live.process.caller.close_events();
             }
-            if let Some(follower) = lock(&owner.follower).take() {
-                follower.abort();
-            }
+            drop(lock(&owner.follower).take());
             self.0.services.models.stop().await;
             if let Err(e) = self.audit("kernel-stop", "", "allow", "kernel").await {
                 tracing::warn!("the end of the kernel is not in the audit log: {e}");

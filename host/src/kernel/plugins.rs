@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::info::{Diagnosis, PluginInfo, PluginReport};
-use super::{Error, Kernel, lock};
+use super::{Error, Follower, Inner, Kernel, lock};
 use crate::contract::{self, Fault, Shape};
 use crate::manifest::{Manifest, Permissions};
 use crate::plugin::{self, Finder, check_name};
@@ -21,25 +22,12 @@ impl Kernel {
         registry.fill(finder.look()).await;
         let Some(owner) = &self.0.owner else { return };
         let follow = plugin::follow(finder, registry.clone());
-        let kernel = self.clone();
-        let both = tokio::spawn(async move { tokio::join!(follow, kernel.audit_plugins(notices)) });
-        *lock(&owner.follower) = Some(both.abort_handle());
+        // It must not keep alive what it serves.
+        let audit = audit_plugins(Arc::downgrade(&self.0), notices);
+        let both = tokio::spawn(async move { tokio::join!(follow, audit) });
+        *lock(&owner.follower) = Some(Follower(both.abort_handle()));
         // Whoever starts a kernel finds what was there then, what must be compiled first included.
         registry.ready().await;
-    }
-
-    /// Writes what happens to plugins into the kernel's chain.
-    async fn audit_plugins(&self, mut notices: UnboundedReceiver<Notice>) {
-        while let Some(Notice { plugin, what }) = notices.recv().await {
-            let (event, object, decision, by) = match what {
-                Happened::Loaded(digest) => ("plugin-load", format!("{plugin} {digest}"), "allow", "kernel"),
-                Happened::Refused(code) => ("plugin-load", plugin, "deny", code),
-                Happened::Unloaded => ("plugin-unload", plugin, "allow", "kernel"),
-            };
-            if let Err(e) = self.audit(event, &object, decision, by).await {
-                tracing::warn!("what happened to the plugin {object} is not in the audit log: {e}");
-            }
-        }
     }
 
     /// Waits until every plugin is loaded or refused. Files that never come to rest are not waited for.
@@ -77,6 +65,21 @@ impl Kernel {
         match self.0.registry.unregister(name) {
             true => Ok(()),
             false => Err(Error::Invalid(format!("`{name}` is no plugin that was registered by a call"))),
+        }
+    }
+}
+
+/// Writes what happens to plugins into the kernel's chain, as long as there is one.
+async fn audit_plugins(kernel: Weak<Inner>, mut notices: UnboundedReceiver<Notice>) {
+    while let Some(Notice { plugin, what }) = notices.recv().await {
+        let (event, object, decision, by) = match what {
+            Happened::Loaded(digest) => ("plugin-load", format!("{plugin} {digest}"), "allow", "kernel"),
+            Happened::Refused(code) => ("plugin-load", plugin, "deny", code),
+            Happened::Unloaded => ("plugin-unload", plugin, "allow", "kernel"),
+        };
+        let Some(kernel) = kernel.upgrade().map(Kernel) else { return };
+        if let Err(e) = kernel.audit(event, &object, decision, by).await {
+            tracing::warn!("what happened to the plugin {object} is not in the audit log: {e}");
         }
     }
 }
@@ -150,7 +153,6 @@ impl From<Fault> for Diagnosis {
 }
 
 fn candidate(path: &Path, name: &str) -> Result<Candidate, Fault> {
-    check_name(name)?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     if extension != "wasm" {
@@ -160,6 +162,7 @@ fn candidate(path: &Path, name: &str) -> Result<Candidate, Fault> {
             hint: "build a component of it".into(),
         });
     }
+    check_name(name)?;
     let manifest = Some(path.with_extension("toml")).filter(|p| p.exists());
     let files = Files { component: path, manifest };
     let stamp = files.stamp()?;

@@ -1,8 +1,8 @@
 //! The Model Context Protocol over a pair of streams: the tools that a client may call, and the calls,
 //! each on the syscall path as a client process. What MCP calls a hint, the tool's effect knows.
 
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::StreamExt as _;
 use rmcp::handler::server::ServerHandler;
@@ -13,50 +13,38 @@ use rmcp::model::{
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, ServiceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
 
-use super::client::{Client, Found};
+use super::Lines;
 use super::error::{ApiError, Code};
-use super::wire::{CallLine, OfferedTool, Origin, Request};
-use super::{Lines, handle};
+use super::wire::{CallLine, OfferedTool, Request};
 use crate::abi::Effect;
 use crate::capability::Rights;
-use crate::kernel::Kernel;
 
-/// Who does the work.
+/// A request of a connection, and where its answer goes.
+pub type Question = (Request, oneshot::Sender<Result<Lines, ApiError>>);
+
+/// Asks whoever answers: a kernel in this process or another's, which may change while a client is connected.
 #[derive(Clone, Debug)]
-pub enum Backend {
-    /// A kernel in this process.
-    Own(Kernel),
-    /// The running kernel of a data directory.
-    Live {
-        /// The directory.
-        data: PathBuf,
-        /// What it must have been started with.
-        origin: Origin,
-    },
-}
+struct Kernels(mpsc::UnboundedSender<Question>);
 
-impl Backend {
+impl Kernels {
     async fn ask(&self, request: Request) -> Result<Lines, ApiError> {
-        match self {
-            Self::Own(kernel) => handle(kernel, request).await,
-            Self::Live { data, origin } => match Client::find(data).await? {
-                Found::Kernel(client) => client.call(&request, origin).await,
-                _ => Err(ApiError::new(
-                    Code::KernelGone,
-                    "the kernel that served this connection has ended",
-                    "connect again: a new `aok mcp` starts a kernel of its own",
-                )),
-            },
-        }
+        let (reply, answer) = oneshot::channel();
+        let gone = || ApiError::new(Code::KernelEnding, "the connection is being closed", "connect again");
+        self.0.send((request, reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 }
 
-/// Serves MCP on standard input and output until the input ends.
+/// Between the end of a kernel and the question to the next.
+const NEXT_KERNEL: Duration = Duration::from_millis(200);
+
+/// Serves MCP on standard input and output until the input ends. What the client wants is asked by `questions`.
 ///
 /// # Errors
 /// A client that does not begin with `initialize`, or streams that fail.
-pub async fn serve(backend: Backend, rights: Rights) -> Result<(), ApiError> {
+pub async fn serve(questions: mpsc::UnboundedSender<Question>, rights: Rights) -> Result<(), ApiError> {
     let failed = |why: String| {
         ApiError::new(
             Code::BadUsage,
@@ -64,7 +52,8 @@ pub async fn serve(backend: Backend, rights: Rights) -> Result<(), ApiError> {
             "docs/mcp.md says how a client is set up",
         )
     };
-    let service = Mcp { backend, rights: Arc::new(rights) }.serve(rmcp::transport::stdio_pipes()).await;
+    let service =
+        Mcp { kernels: Kernels(questions), rights: Arc::new(rights) }.serve(rmcp::transport::stdio_pipes()).await;
     let service = match service {
         Ok(service) => service,
         // It said nothing and left: so a client asks whether there is a server at all.
@@ -77,7 +66,7 @@ pub async fn serve(backend: Backend, rights: Rights) -> Result<(), ApiError> {
 /// One connection.
 #[derive(Clone, Debug)]
 struct Mcp {
-    backend: Backend,
+    kernels: Kernels,
     rights: Arc<Rights>,
 }
 
@@ -99,7 +88,7 @@ impl ServerHandler for Mcp {
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
         let Rights { mounts, hosts } = Rights::clone(&self.rights);
-        let mut lines = self.backend.ask(Request::ToolsOffered { mounts, hosts }).await.map_err(broken)?;
+        let mut lines = self.kernels.ask(Request::ToolsOffered { mounts, hosts }).await.map_err(broken)?;
         let mut tools = Vec::new();
         while let Some(line) = lines.next().await {
             let tool: OfferedTool = parse(&line.map_err(broken)?).map_err(broken)?;
@@ -117,7 +106,7 @@ impl ServerHandler for Mcp {
         let arguments = Value::Object(request.arguments.unwrap_or_default()).to_string();
         let call = Request::ToolCall { name: request.name.into_owned(), arguments, mounts, hosts, stop: true };
         let answer = async {
-            let mut lines = self.backend.ask(call).await?;
+            let mut lines = self.kernels.ask(call).await?;
             let line = lines.next().await.unwrap_or_else(|| Err(ApiError::internal("a tool call gave no answer")))?;
             parse::<CallLine>(&line)
         };
@@ -129,13 +118,20 @@ impl ServerHandler for Mcp {
     }
 
     async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
-        let backend = self.backend.clone();
+        let kernels = self.kernels.clone();
         tokio::spawn(async move {
-            let mut changes = match backend.ask(Request::ToolChanges {}).await {
-                Ok(changes) => changes,
-                Err(e) => return tracing::warn!("changes of the tools are not told: {e}"),
-            };
-            while let Some(Ok(_)) = changes.next().await {
+            loop {
+                let mut changes = match kernels.ask(Request::ToolChanges {}).await {
+                    Ok(changes) => changes,
+                    Err(e) => return tracing::warn!("changes of the tools are not told: {e}"),
+                };
+                while let Some(Ok(_)) = changes.next().await {
+                    if context.peer.notify_tool_list_changed().await.is_err() {
+                        return;
+                    }
+                }
+                // That kernel has ended, and the next may have other plugins.
+                tokio::time::sleep(NEXT_KERNEL).await;
                 if context.peer.notify_tool_list_changed().await.is_err() {
                     return;
                 }

@@ -59,6 +59,9 @@ pub(super) fn address(dir: &Path, name: &str) -> io::Result<(PathBuf, Option<fs:
     Ok((Path::new("/proc/self/fd").join(handle.as_raw_fd().to_string()).join(name), Some(handle)))
 }
 
+/// The command of [`Request::ToolChanges`].
+const WATCH: &str = "tool-changes";
+
 /// How busy the server is, and whether it takes more.
 #[derive(Debug, Default)]
 struct Load {
@@ -173,11 +176,14 @@ async fn command(
     let Some(busy) = Busy::enter(&shared) else {
         return refusal(&ApiError::new(Code::KernelEnding, "the kernel is about to end", "run the command again"));
     };
+    // Who only watches for changes keeps no kernel alive.
+    let waits = name != WATCH;
     // A task of its own: a client that goes away must not cut off what its request has begun.
     let work = tokio::spawn(async move { (accept(&shared, &name, &headers, body).await, busy) });
     match work.await {
         Ok((Ok(lines), busy)) => {
             let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+            let busy = waits.then_some(busy);
             (kind, Body::from_stream(Answer { lines, _busy: busy })).into_response()
         }
         Ok((Err(e), _)) => refusal(&e),
@@ -288,7 +294,7 @@ impl Drop for Busy {
 /// away with the connection, and its request is no longer counted then.
 struct Answer {
     lines: Lines,
-    _busy: Busy,
+    _busy: Option<Busy>,
 }
 
 impl Stream for Answer {

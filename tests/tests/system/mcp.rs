@@ -112,6 +112,17 @@ impl Drop for Client {
     }
 }
 
+/// Turns that no test waits for.
+const ENDLESS: u64 = u64::MAX / 8;
+
+/// A world in which the herald's slow tool does not come to its end.
+fn endless() -> World {
+    let world = World::new();
+    world.configure(&format!("[limits]\nfuel = {}\nwall_ms = 3600000", i64::MAX));
+    world.install(HERALD);
+    world
+}
+
 fn names(tools: &[Value]) -> Vec<&str> {
     tools.iter().map(|t| t["name"].as_str().unwrap()).collect()
 }
@@ -168,11 +179,26 @@ fn a_client_is_told_when_the_tools_change_also_by_a_running_kernel() {
 }
 
 #[test]
-fn a_cancelled_call_stops_and_the_connection_goes_on() {
+fn a_kernel_that_ends_does_not_wait_for_its_mcp_clients_and_leaves_them_served() {
     let world = World::new();
-    world.install(HERALD);
+    let model = world.slow(1_500);
+    let mut run = world.start(&["run", "--task", "wait", "--model", &model, "--json"]);
+    run.event("tool_end");
     let mut client = Client::greeted(&world, &[]);
-    let slow = client.begin("tools/call", &json!({"name": "herald__slow", "arguments": {"turns": 4_000_000_000_u64}}));
+    let product = |client: &mut Client| client.call("calc__eval", &json!({"expression": "6*7"}));
+    assert_eq!(product(&mut client)["result"]["structuredContent"]["value"], 42);
+    run.end().exits(0);
+    assert_eq!(product(&mut client)["result"]["structuredContent"]["value"], 42);
+    // It has a kernel of its own now, which serves others.
+    world.run(&["tool", "call", "calc__eval", "{\"expression\":\"1+1\"}"]).exits(0);
+    assert_eq!(client.end(), Some(0));
+}
+
+#[test]
+fn a_cancelled_call_stops_and_the_connection_goes_on() {
+    let world = endless();
+    let mut client = Client::greeted(&world, &[]);
+    let slow = client.begin("tools/call", &json!({"name": "herald__slow", "arguments": {"turns": ENDLESS}}));
     // Another call is answered while it runs.
     assert_eq!(client.call("calc__eval", &json!({"expression": "6*7"}))["result"]["structuredContent"]["value"], 42);
     let busy = eventually("the slow call's process", || {
@@ -195,8 +221,7 @@ fn a_cancelled_call_stops_and_the_connection_goes_on() {
 
 #[test]
 fn no_input_of_a_client_hangs_or_breaks_it() {
-    let world = World::new();
-    world.install(HERALD);
+    let world = endless();
     // It leaves without a word, or says nothing that it should.
     assert_eq!(Client::start(&world, &[]).end(), Some(0));
     let mut client = Client::start(&world, &[]);
@@ -212,7 +237,7 @@ fn no_input_of_a_client_hangs_or_breaks_it() {
     assert!(client.ask("tools/call", &json!({"name": 5}))["error"]["code"].is_i64());
     assert_eq!(client.call("calc__eval", &json!({"expression": "1+1"}))["result"]["structuredContent"]["value"], 2);
     // It leaves in the middle of a call, which ends with it.
-    client.begin("tools/call", &json!({"name": "herald__slow", "arguments": {"turns": 4_000_000_000_u64}}));
+    client.begin("tools/call", &json!({"name": "herald__slow", "arguments": {"turns": ENDLESS}}));
     let code = client.end();
     assert_eq!(code, Some(0));
 }
