@@ -44,17 +44,22 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
     served
 }
 
-/// Serves the client. Finds out first whether there is a kernel or one can be started: a client is told of
-/// nothing else as clearly as of a server that does not start.
+/// Serves the client, and ends the connection if there is no kernel and none can be started. The greeting does
+/// not wait for that: a first start compiles the plugins, and clients have little patience.
 async fn connection(session: &Session, own: &Mutex<Option<Owner>>, rights: Rights) -> Result<(), ApiError> {
     let Rights { mounts, hosts } = rights.clone();
-    drop(answer(session, own, Request::ToolsOffered { mounts, hosts }).await?);
     let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
     let mut served = pin!(serve(questions, rights));
+    let mut first = pin!(answer(session, own, Request::ToolsOffered { mounts, hosts }));
+    let mut found = false;
     let mut answers = FuturesUnordered::new();
     loop {
         tokio::select! {
             served = &mut served => return served,
+            tools = &mut first, if !found => {
+                drop(tools?);
+                found = true;
+            }
             Some((request, reply)) = asked.recv() => answers.push(async move {
                 // Whoever asked may have gone.
                 let _ = reply.send(answer(session, own, request).await);

@@ -24,6 +24,10 @@ pub(crate) struct CodeCache {
     engine_key: u64,
 }
 
+/// The niceness of a thread that compiles: a quarter of a busy core, so that a first start on a busy machine
+/// still comes to its end.
+const COMPILER_NICE: i32 = 5;
+
 /// Bytes of stack of a thread that compiles.
 const COMPILER_STACK: usize = 16 << 20;
 
@@ -57,8 +61,8 @@ impl CodeCache {
     }
 }
 
-/// The threads that compile, one for each core and of the lowest priority: however much there is to
-/// compile, what runs already goes on at its speed. `None` where the system has no more threads.
+/// The threads that compile, one for each core and of a low priority: however much there is to compile,
+/// what runs already goes on at its speed. `None` where the system has no more threads.
 fn compilers() -> Option<&'static rayon::ThreadPool> {
     static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
     let pool = POOL.get_or_init(|| {
@@ -70,7 +74,7 @@ fn compilers() -> Option<&'static rayon::ThreadPool> {
             .thread_name(|n| format!("aok-compile-{n}"))
             .start_handler(|_| {
                 // On Linux this is about the calling thread alone. One that keeps its priority compiles as well.
-                let _ = rustix::process::setpriority_process(None, 19);
+                let _ = rustix::process::setpriority_process(None, COMPILER_NICE);
             })
             .build();
         pool.map_err(|e| tracing::warn!("compiling has no threads of its own: {e}")).ok()
