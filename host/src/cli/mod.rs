@@ -43,7 +43,7 @@ aok runs LLM agents as sandboxed, durable processes.
   aok run --task \"What is in notes?\" --dir ./notes   run an agent on a task
   aok run --resume PID                               continue an unfinished one
   aok ps · logs PID · context PID                    look at processes
-  aok tool ls | show NAME | call NAME JSON           tools
+  aok tool ls | show NAME | call NAME JSON · mcp     tools, also for MCP clients
   aok plugin ls · agent ls · audit tail · metrics    the rest
   aok doctor                                         what works here, and the fix
   aok help [COMMAND]                                 every option

@@ -58,8 +58,9 @@ fn a_component_of_too_many_instances_is_stopped_by_that_limit() {
     world.run(&["tool", "ls"]).exits(0);
     world.configure("[limits]\ninstances = 1\n");
     let call = ["tool", "call", "calc__eval", r#"{"expression":"1"}"#, "--json"];
-    let message = world.run(&call).exits(1).lines()[0]["error"]["message"].to_string();
-    assert!(message.contains("cannot be loaded") && message.contains("more than 1 instances"), "{message}");
+    let error = world.run(&call).exits(4).lines()[0]["error"].clone();
+    assert_eq!(error["limit"], "instances", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("more than 1 instances"), "{error}");
     // One that was never loaded is refused with the same reason.
     fs::remove_dir_all(world.data().join("cache")).unwrap();
     let plugins = world.run(&["plugin", "ls", "--json"]).exits(0).lines();
