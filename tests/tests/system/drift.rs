@@ -296,6 +296,49 @@ fn the_directory_tells_the_same_and_the_plugin_beside_serves() {
     world.run(&["tool", "call", "probe__echo", "{\"a\":1}"]).exits(0);
 }
 
+/// A tool that also imports an interface of WASI, or of nobody.
+fn importing(package: &str, interface: &str, function: &str) -> Vec<u8> {
+    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
+    let ours = |package: &str| fs::read_to_string(wit.join(package).join(format!("{package}.wit"))).unwrap();
+    let (name, version) = package.split_once('@').unwrap();
+    let theirs = format!("package {package};\ninterface {interface} {{ {function} }}");
+    let world = format!(
+        "package test:plugin;\nworld w {{ include agent-os:plugin/tool@0.1.0; import {name}/{interface}@{version}; }}"
+    );
+    let (types, plugin) = (ours("types"), ours("plugin"));
+    let packages = [("types.wit", &types), ("plugin.wit", &plugin), ("theirs.wit", &theirs), ("world.wit", &world)];
+    guest_build::hollow(&packages.map(|(name, text)| (name, text.as_str())), "w").unwrap()
+}
+
+#[test]
+fn what_the_kernel_does_not_have_is_named_without_a_linkers_words() {
+    let world = World::new();
+    let random = "get-random-u64: func() -> string;";
+    for (name, component, code, says) in [
+        ("preview", importing("wasi:random@0.3.0", "random", random), "wasi03_off", "`wasi:random/random@0.3.0`"),
+        ("alien", importing("acme:disk@1.0.0", "disk", "spin: func();"), "unknown_import", "`acme:disk/disk@1.0.0`"),
+        // Its name is WASI 0.2's and its type is not: only what links it can tell.
+        (
+            "shape",
+            importing("wasi:random@0.2.0", "random", random),
+            "contract_mismatch",
+            "`get-random-u64` of `wasi:random/random@0.2.0`",
+        ),
+    ] {
+        fs::write(world.plugins().join(format!("{name}.wasm")), component).unwrap();
+        let plugins = world.run(&["plugin", "ls", "--json"]).exits(0).lines();
+        let diagnosis = &plugins.iter().find(|p| p["name"] == name).unwrap()["diagnosis"];
+        assert_eq!(diagnosis["code"], code, "{diagnosis}");
+        assert!(diagnosis["message"].as_str().unwrap().contains(says), "{diagnosis}");
+        assert!(!diagnosis.to_string().contains("linker"), "{diagnosis}");
+        if code != "contract_mismatch" {
+            let file = world.plugins().join(format!("{name}.wasm"));
+            let report = world.run(&["plugin", "doctor", file.to_str().unwrap(), "--json"]).exits(2).lines().remove(0);
+            assert_eq!(report["diagnosis"], *diagnosis);
+        }
+    }
+}
+
 #[test]
 fn doctor_and_inspect_tell_what_a_file_is() {
     let world = World::new();
@@ -328,6 +371,7 @@ fn doctor_and_inspect_tell_what_a_file_is() {
         e["functions"].as_array().unwrap().iter().any(|f| f.as_str().unwrap().starts_with("call-tool: func("))
     };
     assert!(exports.iter().any(signature), "{shown}");
+    world.run(&["plugin", "inspect", "./nowhere.wasm", "--json"]).refused(2, "plugin_refused", &["nowhere.wasm"]);
     world.run(&["plugin", "inspect", "nobody", "--json"]).refused(2, "unknown_plugin", &["`nobody`", "fs"]);
     let people = world.run(&["plugin", "inspect", PROBE]).exits(0).stdout;
     assert!(people.contains("agent-os:plugin/log@0.1.0") && people.contains("log: func("), "{people}");
