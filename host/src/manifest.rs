@@ -141,10 +141,18 @@ impl Manifest {
             ("output", l.output == Some(Size(0))),
             ("host_calls", l.host_calls == Some(0)),
         ];
-        match zero.into_iter().find(|(_, is_zero)| *is_zero) {
-            Some((limit, _)) => Err(bad(name, format!("its limit `{limit}` is zero: nothing could run"))),
-            None => Ok(manifest),
+        if let Some((limit, _)) = zero.into_iter().find(|(_, is_zero)| *is_zero) {
+            return Err(bad(name, format!("its limit `{limit}` is zero: nothing could run")));
         }
+        if manifest.stateful {
+            return Err(Fault {
+                code: "stateful_not_served",
+                message: "its manifest says `stateful = true`, and this aok makes a new instance for each call".into(),
+                hint: "keep what must last in the plugin's state (`agent-os:plugin/state`), and leave `stateful` out"
+                    .into(),
+            });
+        }
+        Ok(manifest)
     }
 
     /// The limits of one call: what the manifest asks for, under what the operator allows.
@@ -173,6 +181,22 @@ impl Manifest {
         })
     }
 
+    /// Checks that it says nothing that an agent could not keep.
+    ///
+    /// # Errors
+    /// Limits of a call, or tools.
+    pub fn check_agent(&self) -> Result<(), Fault> {
+        self.check_tools(std::iter::empty())?;
+        if self.limits == LimitWishes::default() {
+            return Ok(());
+        }
+        Err(Fault {
+            code: "invalid_manifest",
+            message: "its `[limits]` are those of a tool's call, and it is an agent".into(),
+            hint: "leave them out: an agent's limits are given to its run, with --max-fuel for example".into(),
+        })
+    }
+
     /// Checks that each `[tools.T]` is about a tool that there is.
     ///
     /// # Errors
@@ -183,7 +207,10 @@ impl Manifest {
             Some(name) => Err(Fault {
                 code: "unknown_tool",
                 message: format!("its manifest speaks of a tool `{name}` that it does not have"),
-                hint: format!("its tools are: {}", tools.collect::<Vec<_>>().join(", ")),
+                hint: match tools.collect::<Vec<_>>() {
+                    none if none.is_empty() => "it has no tools: leave that out".to_owned(),
+                    some => format!("its tools are: {}", some.join(", ")),
+                },
             }),
         }
     }
@@ -262,7 +289,6 @@ mod tests {
             name = "web-search"
             version = "1.2.0"
             description = "Searches the web."
-            stateful = true
             [limits]
             fuel = 5_000_000
             memory = "64MiB"
@@ -283,13 +309,17 @@ mod tests {
             match = "fs__*"
         "#;
         let m = Manifest::parse("web-search", text).unwrap();
-        assert!(m.stateful);
         assert_eq!(m.tools["search"].effect, Some(Effect::ReadOnly));
         let limits = m.within(Limits::TOOL).unwrap();
         assert_eq!((limits.fuel, limits.memory, limits.wall_ms), (5_000_000, 64 * MIB, 2_000));
         assert_eq!((limits.output, limits.host_calls, limits.tables), (65_536, 10, Limits::TOOL.tables));
         assert!(m.check_tools(["search"].into_iter()).is_ok());
         assert_eq!(m.check_tools(["find"].into_iter()).unwrap_err().code, "unknown_tool");
+        let limited = Manifest::parse("x", "[limits]\nfuel = 5").unwrap();
+        assert_eq!(limited.check_agent().unwrap_err().code, "invalid_manifest");
+        assert!(Manifest::default().check_agent().is_ok());
+        let stateful = Manifest::parse("x", "stateful = true").unwrap_err();
+        assert_eq!(stateful.code, "stateful_not_served");
     }
 
     #[test]

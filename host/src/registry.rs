@@ -8,12 +8,13 @@
 mod files;
 mod image;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
-pub use files::{Files, Stamp, read_component};
+pub use files::{Contents, Files, Stamp};
 pub use image::{Counts, Loader};
 
 use crate::abi::ToolSpec;
@@ -23,7 +24,7 @@ use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
 use crate::manifest::{Manifest, Permissions};
 use crate::quota::Limits;
 use crate::tool::{Entry, Invoke, Source, ToolRegistry, full_name};
-use files::{Contents, Unread};
+use files::Unread;
 use image::{Code, Known, Lazy, LazyTools};
 
 /// A plugin that was found, before anybody looked into it.
@@ -371,21 +372,23 @@ impl Registry {
             self.settle(&job, loaded);
         }
         let mut plugins = self.plugins();
-        let at = plugins.iter().position(|p| p.is(&found));
-        let record = at.map(|i| plugins[i].record());
-        match record {
-            Some(Record { fault: Some(fault), .. }) => {
-                // A refused one that serves nothing is nobody's concern but its caller's.
-                plugins.retain(|p| !(p.is(&found) && p.registered && p.serving.is_none()));
-                Err(fault)
-            }
-            Some(record) if record.state == State::Loaded => Ok(record),
-            _ => Err(Fault {
+        let place = plugins.iter_mut().find(|p| p.is(&found));
+        let fault = match place.as_ref().map(|p| p.record()) {
+            Some(record) if record.state == State::Loaded => return Ok(record),
+            Some(Record { fault: Some(fault), state: State::Refused, .. }) => fault,
+            _ => Fault {
                 code: "changing",
                 message: format!("the files of `{}` changed while they were read", found.name),
                 hint: "register it again when they have been written".into(),
-            }),
+            },
+        };
+        if let Some(plugin) = place.filter(|p| p.registered && p.state == State::Loading) {
+            // Nobody looks at its files again: what it served before, it goes on serving.
+            plugin.state = State::Loaded;
         }
+        // One that serves nothing is nobody's concern but its caller's.
+        plugins.retain(|p| !(p.is(&found) && p.registered && p.serving.is_none()));
+        Err(fault)
     }
 
     /// Takes out a plugin that [`Self::register`] put here; whether there was one.
@@ -431,23 +434,25 @@ impl Registry {
     /// Puts `found` into the places of the plugins; what is to be loaded is returned.
     fn take(&self, found: Vec<Candidate>) -> Vec<Job> {
         let mut plugins = self.plugins();
-        let mut before = std::mem::take(&mut *plugins);
+        let by_key = |p: Plugin| (key(&p.found), p);
+        let mut before: BTreeMap<Key, Plugin> = std::mem::take(&mut *plugins).into_iter().map(by_key).collect();
+        let registered = before.values().filter(|p| p.registered).map(|p| (p.found.name.clone(), p.found.clone()));
+        let registered: BTreeMap<String, Candidate> = registered.collect();
         let mut jobs = Vec::new();
         let mut gone = false;
         for mut found in found {
-            let owner = before.iter().find(|p| p.registered && p.found.name == found.name && !p.is(&found));
+            let owner = registered.get(&found.name).filter(|owner| key(owner) != key(&found));
             if let Some(owner) = owner.filter(|_| found.fault.is_none()) {
-                found.fault = Some(name_taken(&owner.found));
+                found.fault = Some(name_taken(owner));
             }
-            let at = before.iter().position(|p| p.is(&found));
-            let mut plugin = at.map_or_else(|| Plugin::new(found.clone(), false), |i| before.swap_remove(i));
+            let mut plugin = before.remove(&key(&found)).unwrap_or_else(|| Plugin::new(found.clone(), false));
             plugin.registered = false;
             let was_serving = plugin.serving.is_some();
             jobs.extend(self.place(&mut plugin, found));
             gone |= was_serving && plugin.serving.is_none();
             plugins.push(plugin);
         }
-        for plugin in before {
+        for plugin in before.into_values() {
             if plugin.registered {
                 plugins.push(plugin);
             } else {
@@ -638,12 +643,8 @@ impl Registry {
         };
         match known {
             Known::Agent => {
-                manifest.check_tools(std::iter::empty())?;
-                let image = image.and_then(|image| match image {
-                    Image::Agent(agent) => Some(agent),
-                    Image::Tools(..) => None,
-                });
-                let lazy = Arc::new(Lazy::new(code(Limits::AGENT), image));
+                manifest.check_agent()?;
+                let lazy = Arc::new(Lazy::new(code(Limits::AGENT), image.and_then(Image::agent)));
                 let source = job.found.origin.source();
                 self.0.tools.withdraw(name);
                 serving.agent = Some(Agent { name: name.clone(), digest: digest.to_owned(), source, lazy });
@@ -651,11 +652,8 @@ impl Registry {
             Known::Tools { specs, needs } => {
                 manifest.check_tools(specs.iter().map(|s| s.name.as_str()))?;
                 let limits = manifest.within(self.0.limits)?;
-                let image = image.and_then(|image| match image {
-                    Image::Tools(tools, ..) => Some(tools),
-                    Image::Agent(_) => None,
-                });
-                let tools = self.entries(job, &manifest, specs, needs, Lazy::new(code(limits), image))?;
+                let lazy = Lazy::new(code(limits), image.and_then(Image::tools));
+                let tools = entries(job, &manifest, specs, needs, lazy)?;
                 serving.tools = tools.iter().map(|e| e.spec.name.clone()).collect();
                 self.0.tools.swap(name, tools).map_err(|(taken, owner)| Fault {
                     code: TOOL_NAME_TAKEN,
@@ -665,43 +663,6 @@ impl Registry {
             }
         }
         Ok(serving)
-    }
-
-    fn entries(
-        &self,
-        job: &Job,
-        manifest: &Manifest,
-        specs: Vec<ToolSpec>,
-        needs: Needs,
-        lazy: Lazy<ToolImage>,
-    ) -> Result<Vec<Entry>, Fault> {
-        let limits = manifest.within(self.0.limits)?;
-        let code: Arc<dyn Invoke> = Arc::new(LazyTools { lazy, counts: Arc::clone(&job.counts) });
-        let plugin = &job.found.name;
-        let entry = |spec: ToolSpec| {
-            let validator = jsonschema::validator_for(&spec.input_schema).map_err(|e| Fault {
-                code: "invalid_schema",
-                message: format!("the input schema of its tool `{}` cannot be used: {e}", spec.name),
-                hint: "give a JSON Schema (draft 2020-12) object".into(),
-            })?;
-            let note = manifest.tools.get(&spec.name);
-            Ok(Entry {
-                validator,
-                plugin: plugin.clone(),
-                tool: spec.name.clone(),
-                source: job.found.origin.source(),
-                needs,
-                limits,
-                code: Arc::clone(&code),
-                spec: ToolSpec {
-                    name: full_name(plugin, &spec.name),
-                    effect: note.and_then(|n| n.effect).unwrap_or(spec.effect),
-                    description: note.and_then(|n| n.description.clone()).unwrap_or(spec.description),
-                    ..spec
-                },
-            })
-        };
-        specs.into_iter().map(entry).collect()
     }
 
     fn plugins(&self) -> MutexGuard<'_, Vec<Plugin>> {
@@ -740,6 +701,50 @@ impl Registry {
     pub fn records(&self) -> Vec<Record> {
         self.plugins().iter().map(Plugin::record).collect()
     }
+}
+
+/// The tools of a plugin, as its manifest has them.
+fn entries(
+    job: &Job,
+    manifest: &Manifest,
+    specs: Vec<ToolSpec>,
+    needs: Needs,
+    lazy: Lazy<ToolImage>,
+) -> Result<Vec<Entry>, Fault> {
+    let limits = lazy.limits();
+    let code: Arc<dyn Invoke> = Arc::new(LazyTools { lazy, counts: Arc::clone(&job.counts) });
+    let plugin = &job.found.name;
+    let entry = |spec: ToolSpec| {
+        let validator = jsonschema::validator_for(&spec.input_schema).map_err(|e| Fault {
+            code: "invalid_schema",
+            message: format!("the input schema of its tool `{}` cannot be used: {e}", spec.name),
+            hint: "give a JSON Schema (draft 2020-12) object".into(),
+        })?;
+        let note = manifest.tools.get(&spec.name);
+        Ok(Entry {
+            validator,
+            plugin: plugin.clone(),
+            tool: spec.name.clone(),
+            source: job.found.origin.source(),
+            needs,
+            limits,
+            code: Arc::clone(&code),
+            spec: ToolSpec {
+                name: full_name(plugin, &spec.name),
+                effect: note.and_then(|n| n.effect).unwrap_or(spec.effect),
+                description: note.and_then(|n| n.description.clone()).unwrap_or(spec.description),
+                ..spec
+            },
+        })
+    };
+    specs.into_iter().map(entry).collect()
+}
+
+/// What tells one plugin from another: its name, and its file.
+type Key = (String, Option<PathBuf>);
+
+fn key(found: &Candidate) -> Key {
+    (found.name.clone(), found.origin.file().cloned())
 }
 
 /// What was read of a plugin; a bundled one's component is not copied.

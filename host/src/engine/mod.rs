@@ -70,6 +70,24 @@ pub(crate) enum Image {
     Agent(Arc<AgentImage>),
 }
 
+impl Image {
+    /// The agent, if it is one.
+    pub(crate) fn agent(self) -> Option<Arc<AgentImage>> {
+        match self {
+            Self::Agent(agent) => Some(agent),
+            Self::Tools(..) => None,
+        }
+    }
+
+    /// The tools, if it has some.
+    pub(crate) fn tools(self) -> Option<Arc<ToolImage>> {
+        match self {
+            Self::Tools(tools, ..) => Some(tools),
+            Self::Agent(_) => None,
+        }
+    }
+}
+
 impl Engine {
     /// Builds the engine. The pooling allocator is probed: where the system refuses its address
     /// space, instances are allocated on demand, slower, and a warning says so.

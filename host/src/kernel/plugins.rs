@@ -11,7 +11,7 @@ use super::{Error, Follower, Inner, Kernel, lock};
 use crate::contract::{self, Fault, Shape};
 use crate::manifest::{Manifest, Permissions};
 use crate::plugin::{self, Finder, check_name};
-use crate::registry::{Candidate, Files, Happened, Notice, Origin, Record, read_component};
+use crate::registry::{Candidate, Contents, Files, Happened, Notice, Origin, Record};
 
 impl Kernel {
     /// Loads what the directories hold, and follows them until the kernel ends. Returns when everything
@@ -28,11 +28,6 @@ impl Kernel {
         *lock(&owner.follower) = Some(Follower(both.abort_handle()));
         // Whoever starts a kernel finds what was there then, what must be compiled first included.
         registry.ready().await;
-    }
-
-    /// Waits until every plugin is loaded or refused. Files that never come to rest are not waited for.
-    pub async fn plugins_ready(&self) {
-        self.0.registry.ready().await;
     }
 
     /// All plugins, bundled ones first.
@@ -53,7 +48,7 @@ impl Kernel {
         let path = path.as_ref();
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let refused = |fault: Fault| Error::Plugin { name: name.clone(), fault };
-        let found = candidate(path, &name).map_err(refused)?;
+        let (found, _) = candidate(path, &name).map_err(refused)?;
         Ok(plugin_info(self.0.registry.register(found).await.map_err(refused)?))
     }
 
@@ -84,27 +79,20 @@ async fn audit_plugins(kernel: Weak<Inner>, mut notices: UnboundedReceiver<Notic
     }
 }
 
-/// Looks at a component file and the manifest beside it. Nothing of it is compiled or run.
+/// Looks at a component file and the manifest beside it, as the plugin that the file makes or as `name`. Nothing
+/// of it is compiled or run.
 #[must_use]
-pub fn report_file(path: &Path) -> PluginReport {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+pub fn report_file(path: &Path, name: Option<&str>) -> PluginReport {
+    let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = name.map_or_else(stem, str::to_owned);
     let report = PluginReport { file: Some(path.display().to_string()), name, ..PluginReport::default() };
-    let bytes = match candidate(path, &report.name).and_then(|_| read_component(path)) {
-        Ok(bytes) => bytes,
+    let contents = candidate(path, &report.name).and_then(|(_, files)| files.contents());
+    let Contents { component, manifest } = match contents {
+        Ok(contents) => contents,
         Err(fault) => return refused(report, fault),
     };
-    let manifest = path.with_extension("toml");
-    let text = manifest.exists().then(|| std::fs::read_to_string(&manifest)).transpose();
-    let unreadable = |e: std::io::Error| Fault {
-        code: "unreadable",
-        message: format!("its manifest {} cannot be read: {e}", manifest.display()),
-        hint: "check its permissions, and that it is UTF-8 text".into(),
-    };
-    let manifest = text.map_err(unreadable).and_then(|text| match text {
-        Some(text) => Manifest::parse(&report.name, &text),
-        None => Ok(Manifest::default()),
-    });
-    let report = report_bytes(report, &bytes);
+    let manifest = manifest.map_or_else(|| Ok(Manifest::default()), |text| Manifest::parse(&report.name, &text));
+    let report = report_bytes(report, &component);
     match manifest {
         Ok(Manifest { version, permissions, .. }) => PluginReport { version, requested: permissions, ..report },
         Err(fault) if report.ok => refused(report, fault),
@@ -152,7 +140,8 @@ impl From<Fault> for Diagnosis {
     }
 }
 
-fn candidate(path: &Path, name: &str) -> Result<Candidate, Fault> {
+/// The plugin `name` of a component file, and its files.
+fn candidate(path: &Path, name: &str) -> Result<(Candidate, Files), Fault> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     if extension != "wasm" {
@@ -166,7 +155,7 @@ fn candidate(path: &Path, name: &str) -> Result<Candidate, Fault> {
     let manifest = Some(path.with_extension("toml")).filter(|p| p.exists());
     let files = Files { component: path, manifest };
     let stamp = files.stamp()?;
-    Ok(Candidate { stamp, ..Candidate::new(name, Origin::Files(files)) })
+    Ok((Candidate { stamp, ..Candidate::new(name, Origin::Files(files.clone())) }, files))
 }
 
 fn plugin_info(record: Record) -> PluginInfo {

@@ -67,9 +67,11 @@ impl Stamp {
 
 /// The contents of a plugin's files.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
-    pub(super) component: Vec<u8>,
-    pub(super) manifest: Option<String>,
+pub struct Contents {
+    /// The component's bytes.
+    pub component: Vec<u8>,
+    /// The manifest's text.
+    pub manifest: Option<String>,
 }
 
 /// Why there are no contents.
@@ -114,6 +116,21 @@ impl Files {
         Ok(stamp)
     }
 
+    /// Reads all of them, as they were at one instant, for those who do not look again.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub fn contents(&self) -> Result<Contents, Fault> {
+        self.read().map_err(|e| match e {
+            Unread::Fault(fault) => fault,
+            Unread::Changing => Fault {
+                code: "unreadable",
+                message: format!("{} is not there, or changes while it is read", self.component.display()),
+                hint: "check the path, and wait until it has been written".into(),
+            },
+        })
+    }
+
     /// Reads all of them, as they were at one instant.
     pub(super) fn read(&self) -> Result<Contents, Unread> {
         let before = self.stamp().map_err(Unread::Fault)?;
@@ -125,23 +142,6 @@ impl Files {
             Ok(after) if after == before => Ok(contents),
             _ => Err(Unread::Changing),
         }
-    }
-}
-
-/// Reads the component of a file for those who look at one file: the same bounds and refusals.
-///
-/// # Errors
-/// Why it cannot be read.
-pub fn read_component(path: &Path) -> Result<Vec<u8>, Fault> {
-    let files = Files { component: path.to_owned(), ..Files::default() };
-    match files.read() {
-        Ok(contents) => Ok(contents.component),
-        Err(Unread::Fault(fault)) => Err(fault),
-        Err(Unread::Changing) => Err(Fault {
-            code: "unreadable",
-            message: format!("{} changes while it is read", path.display()),
-            hint: "wait until it has been written".into(),
-        }),
     }
 }
 
@@ -206,9 +206,11 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         fs::write(at("real"), "a").unwrap();
         std::os::unix::fs::symlink(at("real"), at("x.wasm")).unwrap();
-        assert_eq!(read_component(&at("x.wasm")).unwrap_err().code, "symlink");
+        let alone = |name: &str| Files { component: at(name), manifest: None };
+        assert_eq!(alone("x.wasm").contents().unwrap_err().code, "symlink");
         fs::create_dir(at("d.wasm")).unwrap();
-        assert_eq!(read_component(&at("d.wasm")).unwrap_err().code, "unreadable");
+        assert_eq!(alone("d.wasm").contents().unwrap_err().code, "unreadable");
+        assert_eq!(alone("nowhere.wasm").contents().unwrap_err().code, "unreadable");
         let files = Files { component: at("real"), manifest: Some(at("real.toml")) };
         fs::write(at("real.toml"), [0xff, 0xfe]).unwrap();
         assert!(matches!(files.read(), Err(Unread::Fault(f)) if f.message.contains("UTF-8")));

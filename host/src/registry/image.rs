@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
-use super::files::read_component;
 use super::{Files, Origin};
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::capability::Needs;
@@ -114,11 +113,14 @@ pub(super) struct Code {
 impl Code {
     /// The component's bytes, if they are still those that were looked at.
     async fn bytes(&self) -> Result<Cow<'static, [u8]>, Fault> {
-        let path = match &self.origin {
+        let component = match &self.origin {
             Origin::Bundled { bytes, .. } => return Ok(Cow::Borrowed(bytes)),
             Origin::Files(Files { component, .. }) => component.clone(),
         };
-        let read = tokio::task::spawn_blocking(move || read_component(&path).map(|b| (engine::digest(&b), b)));
+        let read = tokio::task::spawn_blocking(move || {
+            let bytes = Files { component, manifest: None }.contents()?.component;
+            Ok((engine::digest(&bytes), bytes))
+        });
         let (digest, bytes) = read.await.map_err(|e| changed(&e.to_string()))??;
         if digest != self.digest {
             return Err(changed("its file holds another component now, which is not loaded yet"));
@@ -154,6 +156,11 @@ impl Lazy<AgentImage> {
 }
 
 impl Lazy<ToolImage> {
+    /// The limits of one call.
+    pub(super) fn limits(&self) -> Limits {
+        self.code.limits
+    }
+
     async fn tools(&self) -> Result<Arc<ToolImage>, Fault> {
         let code = &self.code;
         let make = || async { code.loader.ready().await?.tools(&code.digest, &code.bytes().await?, code.limits).await };

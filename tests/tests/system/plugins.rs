@@ -153,7 +153,6 @@ async fn while_a_file_is_replaced_no_call_fails_and_each_is_answered_by_a_whole_
     let lab = Lab::new().await;
     fs::copy(PROBE, lab.path("probe.wasm")).unwrap();
     lab.put(0);
-    lab.kernel.plugins_ready().await;
     lab.becomes("herald", |p| p.state == "loaded").await;
     lab.becomes("probe", |p| p.state == "loaded").await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -234,6 +233,7 @@ async fn each_bad_file_gets_its_diagnosis_while_the_others_serve() {
         ("greedy", "[limits]\nmemory = \"64GiB\""),
         ("zero", "[limits]\nfuel = 0"),
         ("ghost", "[tools.nothing]\neffect = \"pure\""),
+        ("keeper", "stateful = true"),
         ("other", "name = \"another\""),
     ] {
         fs::write(lab.path(&format!("{name}.wasm")), &herald).unwrap();
@@ -253,6 +253,7 @@ async fn each_bad_file_gets_its_diagnosis_while_the_others_serve() {
         ("greedy", "limit_too_high", "memory"),
         ("zero", "invalid_manifest", "zero"),
         ("ghost", "unknown_tool", "`nothing`"),
+        ("keeper", "stateful_not_served", "stateful"),
         ("other", "invalid_manifest", "`another`"),
     ] {
         let (got, message) = lab.refused(name).await;
@@ -294,7 +295,6 @@ async fn of_two_plugins_with_one_name_the_second_waits_for_the_first_to_go() {
     put(&second.join("herald.wasm"), &version(&herald, 2)).unwrap();
     let builder = Kernel::builder(world.data()).plugin_dir(world.plugins()).plugin_dir(&second);
     let lab = Lab { kernel: builder.start().await.unwrap(), herald, world };
-    lab.kernel.plugins_ready().await;
     lab.tells(1).await;
     let refused = |p: &PluginInfo| p.name == "herald" && p.state == "refused";
     let loser = lab.kernel.plugins().into_iter().find(refused).expect("the second is refused");
@@ -354,7 +354,6 @@ async fn ten_thousand_files_are_told_apart_and_the_one_plugin_serves() {
     }
     fs::copy(PROBE, world.plugins().join("probe.wasm")).unwrap();
     let kernel = Kernel::builder(world.data()).plugin_dir(world.plugins()).start().await.unwrap();
-    kernel.plugins_ready().await;
     assert_eq!(call(&kernel, "probe__echo", &json!({})).await.unwrap(), "{}");
     let refused = kernel.plugins().iter().filter(|p| p.state == "refused").count();
     assert_eq!(refused, 5_000);
@@ -437,7 +436,7 @@ fn a_component_is_added_called_replaced_and_removed_from_the_command_line() {
     let herald = fs::read(HERALD).unwrap();
     let file = world.work().join("herald.wasm");
     put(&file, &version(&herald, 1)).unwrap();
-    fs::write(world.work().join("herald.toml"), "version = \"0.9\"").unwrap();
+    fs::write(world.work().join("herald.toml"), "name = \"herald\"\nversion = \"0.9\"").unwrap();
     let add = |more: &[&str]| world.run(&[&["plugin", "add", file.to_str().unwrap()], more, &["--json"]].concat());
     add(&[]).exits(0);
     let tell = |tool: &str| world.run(&["tool", "call", tool]).exits(0).stdout;
@@ -448,11 +447,12 @@ fn a_component_is_added_called_replaced_and_removed_from_the_command_line() {
     add(&[]).refused(2, "bad_usage", &["`herald`", "--replace"]);
     add(&["--replace"]).exits(0);
     assert_eq!(tell("herald__tell").trim(), "\"0002\"");
+    add(&["--name", "crier"]).refused(2, "plugin_refused", &["`crier`", "herald"]);
     fs::remove_file(world.work().join("herald.toml")).unwrap();
     add(&["--name", "crier"]).exits(0);
     assert_eq!(tell("crier__tell").trim(), "\"0002\"");
     add(&["--name", "fs"]).refused(2, "bad_usage", &["bundled"]);
-    add(&["--name", "Loud"]).refused(2, "bad_usage", &["`Loud`"]);
+    add(&["--name", "Loud"]).refused(2, "plugin_refused", &["`Loud`"]);
     fs::write(&file, "broken").unwrap();
     add(&["--replace"]).refused(2, "plugin_refused", &["not WebAssembly"]);
     assert_eq!(tell("herald__tell").trim(), "\"0002\"", "a broken file takes no place");

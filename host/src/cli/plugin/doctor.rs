@@ -16,7 +16,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &mut Out) -> Result<(), Error> {
-    let report = report_file(&args.file);
+    let report = report_file(&args.file, None);
     if out.json {
         out.line(&serde_json::to_string(&report)?)?;
     } else {
@@ -24,13 +24,15 @@ pub(super) fn run(args: &Args, out: &mut Out) -> Result<(), Error> {
             out.line(&one_line(&line))?;
         }
     }
-    match report.diagnosis {
-        None => Ok(()),
-        Some(why) => {
-            let message = format!("{} cannot be a plugin: {}", args.file.display(), why.message);
-            Err(ApiError::new(Code::PluginRefused, message, format!("{} [{}]", why.hint, why.code)).into())
-        }
-    }
+    verdict(report)
+}
+
+/// Whether the file that was looked at can be a plugin.
+pub(super) fn verdict(report: PluginReport) -> Result<(), Error> {
+    let Some(why) = report.diagnosis else { return Ok(()) };
+    let file = report.file.unwrap_or(report.name);
+    let message = format!("{file} cannot be a plugin: {}", why.message);
+    Err(ApiError::new(Code::PluginRefused, message, format!("{} [{}]", why.hint, why.code)).into())
 }
 
 /// The report for people.

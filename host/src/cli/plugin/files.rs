@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::doctor;
 use crate::cli::error::{Error, usage};
 use crate::cli::format::one_line;
 use crate::cli::out::Out;
@@ -35,14 +36,11 @@ pub(super) struct Rm {
 const PARTS: [&str; 2] = ["toml", "wasm"];
 
 pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Error> {
-    let report = report_file(&args.file);
-    if let Some(why) = report.diagnosis {
-        let message = format!("{} cannot be a plugin: {}", args.file.display(), why.message);
-        return Err(ApiError::new(Code::PluginRefused, message, format!("{} [{}]", why.hint, why.code)).into());
-    }
-    let name = args.name.as_ref().unwrap_or(&report.name);
-    check_name(name).map_err(|fault| usage(fault.message, "give another name with `--name`"))?;
-    if bundled().iter().any(|b| b.name == name) {
+    // Under the name that it gets: its manifest may speak of another.
+    let report = report_file(&args.file, args.name.as_deref());
+    let name = report.name.clone();
+    doctor::verdict(report)?;
+    if is_bundled(&name) {
         return Err(usage(format!("the name `{name}` belongs to a bundled plugin"), "give another name with `--name`"));
     }
     let dir = session.plugins();
@@ -67,7 +65,7 @@ pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Er
 pub(super) fn rm(args: &Rm, session: &Session, out: &mut Out) -> Result<(), Error> {
     let name = &args.name;
     check_name(name).map_err(|fault| usage(fault.message, fault.hint))?;
-    if bundled().iter().any(|b| b.name == name) {
+    if is_bundled(name) {
         return Err(usage(
             format!("`{name}` is bundled: it is inside aok"),
             "only plugins of the data directory can be taken out",
@@ -92,6 +90,10 @@ pub(super) fn rm(args: &Rm, session: &Session, out: &mut Out) -> Result<(), Erro
     let message = format!("there is no plugin `{name}` in {}", dir.display());
     Err(ApiError::new(Code::UnknownPlugin, message, "`aok plugin ls` shows the files; other directories are yours")
         .into())
+}
+
+fn is_bundled(name: &str) -> bool {
+    bundled().iter().any(|b| b.name == name)
 }
 
 /// Copies beside the target and renames, so that nobody loads half of it.

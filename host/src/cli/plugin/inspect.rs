@@ -25,19 +25,21 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let plugin = if args.what.contains(['/', '.']) { None } else { Some(registered(&args.what, session).await?) };
     let report = match &plugin {
-        None => report_file(Path::new(&args.what)),
-        Some(PluginInfo { file: Some(file), .. }) => report_file(Path::new(file)),
+        None => report_file(Path::new(&args.what), None),
+        Some(PluginInfo { file: Some(file), .. }) => report_file(Path::new(file), None),
         Some(PluginInfo { name, .. }) => report_bundled(name).unwrap_or_default(),
     };
     if out.json {
         let mut object = json!(report);
         object["plugin"] = json!(plugin);
-        return out.line(&object.to_string());
+        out.line(&object.to_string())?;
+    } else {
+        for line in text(&report, plugin.as_ref()) {
+            out.line(&one_line(&line))?;
+        }
     }
-    for line in text(&report, plugin.as_ref()) {
-        out.line(&one_line(&line))?;
-    }
-    Ok(())
+    // A plugin is shown whatever its file is; a file that was named must be one.
+    if plugin.is_some() { Ok(()) } else { doctor::verdict(report) }
 }
 
 async fn registered(name: &str, session: &Session) -> Result<PluginInfo, Error> {
