@@ -164,6 +164,24 @@ pub fn by_hand(wat: &Path, wit: &Path, world: &str) -> Result<Vec<u8>> {
 /// # Errors
 /// Text that is no WIT, or no such world in it.
 pub fn hollow(packages: &[(&str, &str)], world: &str) -> Result<Vec<u8>> {
+    component(packages, world, |resolve, world| {
+        Ok(wit_component::dummy_module(resolve, world, wit_parser::ManglingAndAbi::Standard32))
+    })
+}
+
+/// Makes a component of a core module in text, for the world `world` of the last of some WIT packages.
+///
+/// # Errors
+/// Text that is no module or no WIT, or a module that is not what the world says.
+pub fn of_text(wat: &str, packages: &[(&str, &str)], world: &str) -> Result<Vec<u8>> {
+    component(packages, world, |_, _| Ok(wat::parse_str(wat)?))
+}
+
+fn component(
+    packages: &[(&str, &str)],
+    world: &str,
+    module: impl FnOnce(&wit_parser::Resolve, wit_parser::WorldId) -> Result<Vec<u8>>,
+) -> Result<Vec<u8>> {
     let mut resolve = wit_parser::Resolve::default();
     let mut last = None;
     for (name, text) in packages {
@@ -171,7 +189,7 @@ pub fn hollow(packages: &[(&str, &str)], world: &str) -> Result<Vec<u8>> {
     }
     let package = last.context("a world is in a package")?;
     let world = resolve.select_world(&[package], Some(world))?;
-    let mut module = wit_component::dummy_module(&resolve, world, wit_parser::ManglingAndAbi::Standard32);
+    let mut module = module(&resolve, world)?;
     wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)?;
     encode(&module)
 }

@@ -63,17 +63,20 @@ pub struct Error {
     /// The limit that ended the call (`fuel`, `memory`, `wall` …), where one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
+    /// What the tool said of it, where it said it in more than words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<Value>>,
 }
 
 impl Error {
     /// Builds an error without a limit.
     pub fn new(code: Errno, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), limit: None }
+        Self { code, message: message.into(), limit: None, data: None }
     }
 
     /// Builds the error of a call that `limit` ended.
     pub fn limit(limit: &str, message: impl Into<String>) -> Self {
-        Self { code: Errno::Quota, message: message.into(), limit: Some(limit.to_owned()) }
+        Self { code: Errno::Quota, message: message.into(), limit: Some(limit.to_owned()), data: None }
     }
 }
 

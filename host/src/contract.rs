@@ -2,6 +2,7 @@
 //! was built for, in which version, what it asks for, and where it differs from the contract in `wit/`.
 
 mod drift;
+mod foreign;
 
 use std::sync::OnceLock;
 
@@ -11,6 +12,7 @@ use wit_parser::{Function, InterfaceId, Resolve, TypeDefKind, WorldId, WorldItem
 
 use crate::capability::Needs;
 use drift::Comparison;
+pub use foreign::{Comments, ForeignTool, Toolbox};
 
 /// Why a plugin is refused, for its author.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,9 @@ pub struct Fault {
 /// The version of the contract that this kernel serves.
 pub const VERSION: &str = "0.1.0";
 
+/// What stands in the place of a version where a component was not written for the contract.
+pub const FOREIGN: &str = "foreign";
+
 /// The role of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -35,28 +40,37 @@ pub enum Role {
     Hook,
     /// Exports `agent-os:agent/agent-entry`.
     Agent,
+    /// Exports functions that the contract knows nothing of: each is a tool.
+    Foreign,
 }
 
 impl Role {
-    const ALL: [Self; 3] = [Self::Tool, Self::Hook, Self::Agent];
+    /// The roles that the contract has.
+    const OURS: [(Self, &str); 3] = [
+        (Self::Tool, "agent-os:plugin/tool-provider"),
+        (Self::Hook, "agent-os:plugin/hook-handler"),
+        (Self::Agent, "agent-os:agent/agent-entry"),
+    ];
 
     /// The word in `plugin ls`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Tool => "tool",
+            Self::Tool | Self::Foreign => "tool",
             Self::Hook => "hook",
             Self::Agent => "agent",
         }
     }
 
+    /// The contract that it was written for: its version, or `foreign`.
+    #[must_use]
+    pub fn contract(self) -> &'static str {
+        if self == Self::Foreign { FOREIGN } else { VERSION }
+    }
+
     /// The interface that makes a component this, without its version.
-    fn interface(self) -> &'static str {
-        match self {
-            Self::Tool => "agent-os:plugin/tool-provider",
-            Self::Hook => "agent-os:plugin/hook-handler",
-            Self::Agent => "agent-os:agent/agent-entry",
-        }
+    fn interface(self) -> Option<&'static str> {
+        Self::OURS.iter().find(|(role, _)| *role == self).map(|(_, interface)| *interface)
     }
 }
 
@@ -108,9 +122,25 @@ impl Shape {
         self.check_imports(role)?;
         let drift = self.drift();
         if drift.is_empty() {
+            if role == Role::Foreign {
+                self.check_toolbox()?;
+            }
             return Ok(role);
         }
         Err(Fault { code: "contract_drift", message: drift.join("; "), hint: HOW_TO_FIX.into() })
+    }
+
+    /// That at least one of a foreign component's functions can be called.
+    fn check_toolbox(&self) -> Result<(), Fault> {
+        let toolbox = self.toolbox();
+        if !toolbox.tools.is_empty() {
+            return Ok(());
+        }
+        Err(Fault {
+            code: "no_role",
+            message: format!("none of its functions can be a tool: {}", toolbox.left_out.join("; ")),
+            hint: "export a function of plain values (docs/plugins.md), or the tool world of the contract".into(),
+        })
     }
 
     /// What it says that it is.
@@ -130,11 +160,12 @@ impl Shape {
                 hint: HOW_TO_FIX.into(),
             });
         }
-        let named = |role: Role| format!("{}@{VERSION}", role.interface());
-        if let Some(role) = Role::ALL.into_iter().find(|role| exports.iter().any(|e| e.name == named(*role))) {
+        let named = |interface: &str| format!("{interface}@{VERSION}");
+        let exported = |interface: &str| exports.iter().any(|e| e.name == named(interface));
+        if let Some((role, _)) = Role::OURS.into_iter().find(|(_, interface)| exported(interface)) {
             return Ok(role);
         }
-        let ours = Role::ALL.map(|role| format!("`{}`", named(role))).join(", ");
+        let ours = Role::OURS.map(|(_, interface)| format!("`{}`", named(interface))).join(", ");
         if let Some(near) = exports.iter().find(|e| e.name.starts_with("agent-os:")) {
             return Err(Fault {
                 code: "contract_drift",
@@ -145,11 +176,15 @@ impl Shape {
                 hint: HOW_TO_FIX.into(),
             });
         }
-        let names: Vec<_> = exports.iter().map(|e| e.name.as_str()).collect();
+        if self.has_functions() {
+            return Ok(Role::Foreign);
+        }
         Err(Fault {
             code: "no_role",
-            message: format!("it exports none of {ours}, so it is neither a tool nor a hook nor an agent"),
-            hint: format!("it exports: {}", if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }),
+            message: format!(
+                "it exports no function and none of {ours}, so it is neither a tool nor a hook nor an agent"
+            ),
+            hint: "export a function, or the tool world of the contract".into(),
         })
     }
 
@@ -218,9 +253,8 @@ impl Shape {
         }
         for item in world.exports.values() {
             let WorldItem::Interface { id, .. } = item else { continue };
-            let Some(name) = self.resolve.id_of(*id).filter(|name| name.starts_with(role.interface())) else {
-                continue;
-            };
+            let is_role = |name: &String| role.interface().is_some_and(|interface| name.starts_with(interface));
+            let Some(name) = self.resolve.id_of(*id).filter(is_role) else { continue };
             if let Some(ours) = interface(contract(), &name) {
                 comparison.export(*id, ours, &name);
             }
@@ -345,8 +379,8 @@ mod tests {
 
     #[test]
     fn the_contract_has_what_the_roles_are_told_by() {
-        for role in Role::ALL {
-            assert!(interface(contract(), &format!("{}@{VERSION}", role.interface())).is_some(), "{role:?}");
+        for (role, name) in Role::OURS {
+            assert!(interface(contract(), &format!("{name}@{VERSION}")).is_some(), "{role:?}");
         }
     }
 

@@ -117,7 +117,8 @@ impl Finder {
     ) -> Candidate {
         let at = |extension: &str| dir.join(format!("{name}.{extension}"));
         let path = at(group.extension());
-        let files = Files { component: path.clone(), manifest: group.manifest.then(|| at("toml")) };
+        let (manifest, wit) = (group.manifest.then(|| at("toml")), group.wit.then(|| at("wit")));
+        let files = Files { component: path.clone(), manifest, wit };
         let mut candidate = Candidate::new(name, Origin::Files(files.clone()));
         let checked = check_name(name).and_then(|()| group.check(name)).and_then(|()| files.stamp());
         candidate.fault = match (checked, taken.get(name)) {
@@ -172,6 +173,7 @@ impl Seen {
 struct Group {
     component: bool,
     manifest: bool,
+    wit: bool,
     script: Option<&'static str>,
 }
 
@@ -224,11 +226,14 @@ fn group(dir: &Path) -> io::Result<BTreeMap<String, Group>> {
         match extension {
             "wasm" => of(|g| g.component = true),
             "toml" => of(|g| g.manifest = true),
+            "wit" => of(|g| g.wit = true),
             "py" => of(|g| g.script = Some("py")),
             "js" => of(|g| g.script = Some("js")),
             _ => {}
         }
     }
+    // WIT alone speaks of nothing that anybody wants to run.
+    groups.retain(|_, g| g.component || g.manifest || g.script.is_some());
     Ok(groups)
 }
 

@@ -19,7 +19,7 @@ pub use image::{Counts, Loader};
 
 use crate::abi::ToolSpec;
 use crate::capability::Needs;
-use crate::contract::Fault;
+use crate::contract::{Comments, Fault};
 use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
 use crate::manifest::{Manifest, Permissions};
 use crate::quota::Limits;
@@ -116,6 +116,8 @@ pub struct Record {
     pub tools: Vec<String>,
     /// Whether it is an agent.
     pub is_agent: bool,
+    /// Whether it was not written for the contract.
+    pub is_foreign: bool,
     /// What its manifest asks for.
     pub requested: Permissions,
     /// Calls and failed calls since the kernel started.
@@ -217,6 +219,7 @@ struct Serving {
     version: Option<String>,
     requested: Permissions,
     tools: Vec<String>,
+    foreign: bool,
     agent: Option<Agent>,
 }
 
@@ -255,6 +258,7 @@ impl Plugin {
             version: serving.and_then(|s| s.version.clone()),
             tools: serving.map(|s| s.tools.clone()).unwrap_or_default(),
             is_agent: serving.is_some_and(|s| s.agent.is_some()),
+            is_foreign: serving.is_some_and(|s| s.foreign),
             requested: serving.map(|s| s.requested.clone()).unwrap_or_default(),
             counts: Arc::clone(&self.counts),
             fault: self.fault.clone(),
@@ -272,7 +276,7 @@ struct Job {
 /// What a load came to.
 enum Loaded {
     /// It can serve.
-    Ready { digest: String, manifest: Box<Manifest>, known: Known, image: Option<Image> },
+    Ready { digest: String, notes: Box<Notes>, known: Known, image: Option<Image> },
     /// It was changed meanwhile: the next look begins anew.
     Changing,
     /// It cannot.
@@ -511,9 +515,9 @@ impl Registry {
     /// Settles a load from what is remembered, without code; what cannot be is returned.
     fn recall(&self, job: Job) -> Option<Job> {
         let loaded = match self.read(&job.found) {
-            Ok(Read { digest, manifest, .. }) => {
+            Ok(Read { digest, notes, .. }) => {
                 let Some(known) = self.0.loader.remembered(&digest) else { return Some(job) };
-                Loaded::Ready { digest, manifest, known, image: None }
+                Loaded::Ready { digest, notes, known, image: None }
             }
             Err(loaded) => loaded,
         };
@@ -534,18 +538,21 @@ impl Registry {
     fn read(&self, found: &Candidate) -> Result<Read, Loaded> {
         match &found.origin {
             Origin::Bundled { digest, .. } => {
-                Ok(Read { digest: (*digest).to_owned(), component: Vec::new(), manifest: Box::default() })
+                let (component, digest) = (Vec::new(), (*digest).to_owned());
+                Ok(Read { digest, component, notes: Box::default() })
             }
             Origin::Files(files) => {
-                let Contents { component, manifest } = files.read().map_err(|e| match e {
+                let Contents { component, manifest, wit } = files.read().map_err(|e| match e {
                     Unread::Changing => Loaded::Changing,
                     Unread::Fault(fault) => fault.into(),
                 })?;
                 let digest = engine::digest(&component);
                 let manifest =
                     manifest.map_or_else(|| Ok(Manifest::default()), |text| Manifest::parse(&found.name, &text));
-                let manifest = manifest.map_err(|fault| Loaded::Refused { digest: Some(digest.clone()), fault })?;
-                Ok(Read { digest, component, manifest: Box::new(manifest) })
+                let comments = wit.map_or_else(|| Ok(Comments::default()), |text| Comments::parse(&text));
+                let refused = |fault| Loaded::Refused { digest: Some(digest.clone()), fault };
+                let (manifest, comments) = (manifest.map_err(refused)?, comments.map_err(refused)?);
+                Ok(Read { digest, component, notes: Box::new(Notes { manifest, comments }) })
             }
         }
     }
@@ -558,9 +565,9 @@ impl Registry {
             Ok(Err(loaded)) => return loaded,
             Err(_) => return Loaded::Changing,
         };
-        let Read { digest, component, manifest } = read;
+        let Read { digest, component, notes } = read;
         let refused = |fault| Loaded::Refused { digest: Some(digest.clone()), fault };
-        let limits = match manifest.within(self.0.limits) {
+        let limits = match notes.manifest.within(self.0.limits) {
             Ok(limits) => limits,
             Err(fault) => return refused(fault),
         };
@@ -572,7 +579,7 @@ impl Registry {
             Ok(image) => {
                 let known = Known::of(&image);
                 self.0.loader.remember(&digest, &known);
-                Loaded::Ready { digest, manifest, known, image: Some(image) }
+                Loaded::Ready { digest, notes, known, image: Some(image) }
             }
             Err(fault) => refused(fault),
         }
@@ -584,8 +591,9 @@ impl Registry {
         let Some(plugin) = plugins.iter_mut().find(|p| p.is(&job.found) && p.ticket == job.ticket) else { return };
         plugin.under_way = false;
         let made = match loaded {
-            Loaded::Ready { digest, manifest, known, image } => {
-                let made = self.serve(job, &digest, *manifest, known, image);
+            Loaded::Ready { digest, notes, mut known, image } => {
+                known.comment(&notes.comments);
+                let made = self.serve(job, &digest, notes.manifest, known, image);
                 made.map_err(|fault| (Some(digest), fault))
             }
             Loaded::Refused { digest, fault } => Err((digest, fault)),
@@ -639,6 +647,7 @@ impl Registry {
             version: manifest.version.clone(),
             requested: manifest.permissions.clone(),
             tools: Vec::new(),
+            foreign: false,
             agent: None,
         };
         match known {
@@ -649,7 +658,8 @@ impl Registry {
                 self.0.tools.withdraw(name);
                 serving.agent = Some(Agent { name: name.clone(), digest: digest.to_owned(), source, lazy });
             }
-            Known::Tools { specs, needs } => {
+            Known::Tools { specs, needs, foreign } => {
+                serving.foreign = foreign;
                 manifest.check_tools(specs.iter().map(|s| s.name.as_str()))?;
                 let limits = manifest.within(self.0.limits)?;
                 let lazy = Lazy::new(code(limits), image.and_then(Image::tools));
@@ -751,7 +761,14 @@ fn key(found: &Candidate) -> Key {
 struct Read {
     digest: String,
     component: Vec<u8>,
-    manifest: Box<Manifest>,
+    notes: Box<Notes>,
+}
+
+/// What is said of a component in the files beside it.
+#[derive(Debug, Default)]
+struct Notes {
+    manifest: Manifest,
+    comments: Comments,
 }
 
 /// Plugins that are loaded at the same time; the others wait.

@@ -7,8 +7,10 @@ mod agent;
 mod cache;
 mod config;
 mod egress;
+mod foreign;
 mod limits;
 mod tool;
+mod value;
 mod wasi;
 
 use std::path::Path;
@@ -131,6 +133,16 @@ impl Engine {
                 let specs = image.list_tools().await?;
                 Ok(Image::Tools(image, specs, shape.needs()))
             }
+            Role::Foreign => {
+                let toolbox = shape.toolbox();
+                for why in &toolbox.left_out {
+                    tracing::info!(digest, "{why}");
+                }
+                let specs = toolbox.tools.iter().map(|tool| tool.spec.clone()).collect();
+                let component = self.component(digest, bytes).await?;
+                let image = ToolImage::foreign(self, &component, toolbox, limits)?;
+                Ok(Image::Tools(Arc::new(image), specs, shape.needs()))
+            }
             Role::Hook => Err(Fault {
                 code: "hooks_not_served",
                 message: "it is a hook, and this aok does not call hook components yet".into(),
@@ -148,7 +160,12 @@ impl Engine {
     /// The image of a tool plugin that was checked before.
     pub(crate) async fn tools(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Arc<ToolImage>, Fault> {
         let component = self.component(digest, bytes).await?;
-        Ok(Arc::new(ToolImage::new(self, &component, limits)?))
+        let image = if tool::is_provider(&component) {
+            ToolImage::new(self, &component, limits)?
+        } else {
+            ToolImage::foreign(self, &component, Shape::read(bytes)?.toolbox(), limits)?
+        };
+        Ok(Arc::new(image))
     }
 
     async fn component(&self, digest: &str, bytes: &[u8]) -> Result<Component, Fault> {

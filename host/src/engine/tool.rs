@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use wasmtime::component::{Component, ComponentExportIndex, Linker, ResourceTable};
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker, ResourceTable};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::egress::{self, Egress};
+use super::foreign::Functions;
 use super::limits::{Fall, Meter, classify};
 use super::{Engine, YIELD_INTERVAL, link_refusal, wasi};
 use crate::abi::{Errno, Error, ToolSpec};
@@ -22,7 +23,7 @@ use crate::bindings::tool as world;
 use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
 use crate::bindings::types;
 use crate::capability::HostGrant;
-use crate::contract::Fault;
+use crate::contract::{Fault, Toolbox};
 use crate::process::Pid;
 use crate::quota::Limits;
 use crate::syscall::link::{GuestData, ToolData};
@@ -95,10 +96,29 @@ pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ToolS
 /// A tool plugin's code, linked and ready to be instantiated.
 pub struct ToolImage {
     engine: Engine,
-    pre: world::ToolPre<ToolStore>,
-    /// `call-tool`. The generated bindings look up every export of an instance, and a call needs one.
-    call: ComponentExportIndex,
+    face: Face,
     limits: Limits,
+}
+
+/// How a component is called.
+enum Face {
+    /// By the contract's interface.
+    Provider {
+        pre: world::ToolPre<ToolStore>,
+        /// `call-tool`. The generated bindings look up every export of an instance, and a call needs one.
+        call: ComponentExportIndex,
+    },
+    /// By functions of its own.
+    Foreign { pre: InstancePre<ToolStore>, functions: Functions },
+}
+
+impl Face {
+    fn pre(&self) -> &InstancePre<ToolStore> {
+        match self {
+            Self::Provider { pre, .. } => pre.instance_pre(),
+            Self::Foreign { pre, .. } => pre,
+        }
+    }
 }
 
 /// Parameters and results of `call-tool`.
@@ -107,6 +127,11 @@ type CallResults = (Result<String, types::Error>,);
 
 /// The interface that tools are called through.
 const PROVIDER: &str = "agent-os:plugin/tool-provider@0.1.0";
+
+/// Whether a component has that interface.
+pub(super) fn is_provider(component: &Component) -> bool {
+    component.get_export_index(None, PROVIDER).is_some()
+}
 
 impl fmt::Debug for ToolImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,7 +146,24 @@ impl ToolImage {
         let provider = component.get_export_index(None, PROVIDER);
         let call = provider.and_then(|p| component.get_export_index(Some(&p), "call-tool"));
         let call = call.ok_or_else(|| link_refusal(&wasmtime::Error::msg("it exports no `call-tool`")))?;
-        Ok(Self { engine: engine.clone(), pre, call, limits })
+        Ok(Self { engine: engine.clone(), face: Face::Provider { pre, call }, limits })
+    }
+
+    /// The image of a component that the contract knows nothing of.
+    pub(super) fn foreign(
+        engine: &Engine,
+        component: &Component,
+        toolbox: Toolbox,
+        limits: Limits,
+    ) -> Result<Self, Fault> {
+        let pre = engine.0.tools.instantiate_pre(component).map_err(|e| link_refusal(&e))?;
+        let functions = Functions::new(&engine.0.wasm, component, toolbox)?;
+        Ok(Self { engine: engine.clone(), face: Face::Foreign { pre, functions }, limits })
+    }
+
+    /// Whether the contract knows nothing of it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.face, Face::Foreign { .. })
     }
 
     fn store(
@@ -161,8 +203,10 @@ impl ToolImage {
         Ok(store)
     }
 
-    /// Asks the component which tools it has, with no rights.
+    /// Asks the component which tools it has, with no rights. A foreign one is not asked: its border
+    /// tells ([`Toolbox`]).
     pub(super) async fn list_tools(&self) -> Result<Vec<ToolSpec>, Fault> {
+        let Face::Provider { pre, .. } = &self.face else { return Ok(Vec::new()) };
         let refusal = |message: String| Fault {
             code: "list_tools_failed",
             message,
@@ -177,7 +221,7 @@ impl ToolImage {
         let mut store =
             self.store(session, None, Vec::new(), self.limits.fuel, began).map_err(|e| refusal(e.to_string()))?;
         let listed = self.within_wall(began, async {
-            let instance = self.pre.instantiate_async(&mut store).await?;
+            let instance = pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
         });
         let specs = listed.await.map_err(|e| match classify(&e, &store.data().meter) {
@@ -210,13 +254,24 @@ impl ToolImage {
     }
 
     async fn run(&self, store: &mut Store<ToolStore>, call: &Call) -> wasmtime::Result<Result<String, Error>> {
-        let instance = self.pre.instance_pre().instantiate_async(&mut *store).await?;
+        let index = match &self.face {
+            Face::Provider { call, .. } => call,
+            Face::Foreign { pre, functions } => {
+                let function = match functions.call(&call.tool, &call.arguments) {
+                    Ok(function) => function,
+                    Err(e) => return Ok(Err(e)),
+                };
+                let instance = pre.instantiate_async(&mut *store).await?;
+                return function.run(store, &instance, &call.tool).await;
+            }
+        };
+        let instance = self.face.pre().instantiate_async(&mut *store).await?;
         let context = tool_provider::CallContext {
             caller: call.caller.0,
             deadline_ms: now_ms() + self.limits.wall_ms,
             idempotency_key: call.idempotency_key.clone(),
         };
-        let function = instance.get_typed_func::<CallParams<'_>, CallResults>(&mut *store, &self.call)?;
+        let function = instance.get_typed_func::<CallParams<'_>, CallResults>(&mut *store, index)?;
         let (result,) = function.call_async(store, (&call.tool, &call.arguments, &context)).await?;
         Ok(result.map_err(Error::from))
     }

@@ -134,7 +134,7 @@ pub struct PluginReport {
     pub ok: bool,
     /// `tool`, `hook` or `agent`; `None` where it could not be told.
     pub kind: Option<String>,
-    /// Contract version; `None` where it could not be told.
+    /// Contract version, or `foreign`; `None` where it could not be told.
     pub contract: Option<String>,
     /// Size.
     pub bytes: u64,
@@ -154,6 +154,8 @@ pub struct PluginReport {
     pub diagnosis: Option<Diagnosis>,
     /// Each difference from the contract.
     pub drift: Vec<String>,
+    /// Functions of a foreign component that are no tools, and why.
+    pub left_out: Vec<String>,
 }
 
 /// A line of `agent ls`.

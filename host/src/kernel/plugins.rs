@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::info::{Diagnosis, PluginInfo, PluginReport};
 use super::{Error, Follower, Inner, Kernel, lock};
-use crate::contract::{self, Fault, Shape};
+use crate::contract::{Comments, FOREIGN, Fault, Role, Shape, VERSION};
 use crate::manifest::{Manifest, Permissions};
 use crate::plugin::{self, Finder, check_name};
 use crate::registry::{Candidate, Contents, Files, Happened, Notice, Origin, Record};
@@ -87,12 +87,15 @@ pub fn report_file(path: &Path, name: Option<&str>) -> PluginReport {
     let name = name.map_or_else(stem, str::to_owned);
     let report = PluginReport { file: Some(path.display().to_string()), name, ..PluginReport::default() };
     let contents = candidate(path, &report.name).and_then(|(_, files)| files.contents());
-    let Contents { component, manifest } = match contents {
+    let Contents { component, manifest, wit } = match contents {
         Ok(contents) => contents,
         Err(fault) => return refused(report, fault),
     };
     let manifest = manifest.map_or_else(|| Ok(Manifest::default()), |text| Manifest::parse(&report.name, &text));
     let report = report_bytes(report, &component);
+    if let Some(Err(fault)) = wit.map(|text| Comments::parse(&text)).filter(|_| report.ok) {
+        return refused(report, fault);
+    }
     match manifest {
         Ok(Manifest { version, permissions, .. }) => PluginReport { version, requested: permissions, ..report },
         Err(fault) if report.ok => refused(report, fault),
@@ -117,11 +120,12 @@ fn report_bytes(report: PluginReport, bytes: &[u8]) -> PluginReport {
     let report = PluginReport {
         ok: true,
         kind: role.map(|r| r.name().to_owned()),
-        contract: role.map(|_| contract::VERSION.to_owned()),
+        contract: role.map(|role| role.contract().to_owned()),
         needs: shape.needs(),
         imports: shape.imports(),
         exports: shape.exports(),
         drift: shape.drift(),
+        left_out: role.filter(|r| *r == Role::Foreign).map(|_| shape.toolbox().left_out).unwrap_or_default(),
         ..report
     };
     match shape.check() {
@@ -152,8 +156,9 @@ fn candidate(path: &Path, name: &str) -> Result<(Candidate, Files), Fault> {
         });
     }
     check_name(name)?;
-    let manifest = Some(path.with_extension("toml")).filter(|p| p.exists());
-    let files = Files { component: path, manifest };
+    let beside = |extension: &str| Some(path.with_extension(extension)).filter(|p| p.exists());
+    let (manifest, wit) = (beside("toml"), beside("wit"));
+    let files = Files { component: path, manifest, wit };
     let stamp = files.stamp()?;
     Ok((Candidate { stamp, ..Candidate::new(name, Origin::Files(files.clone())) }, files))
 }
@@ -168,7 +173,7 @@ fn plugin_info(record: Record) -> PluginInfo {
     }
     PluginInfo {
         trusted: record.file.is_none(),
-        contract: (!kind.is_empty()).then(|| contract::VERSION.to_owned()),
+        contract: (!kind.is_empty()).then(|| if record.is_foreign { FOREIGN } else { VERSION }.to_owned()),
         kind,
         file: record.file.map(|f| f.display().to_string()),
         state: record.state.name().to_owned(),

@@ -21,11 +21,13 @@ pub struct Files {
     pub component: PathBuf,
     /// `NAME.toml`.
     pub manifest: Option<PathBuf>,
+    /// `NAME.wit`.
+    pub wit: Option<PathBuf>,
 }
 
 /// What tells one state of a plugin's files from another without reading them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stamp([Option<FileStamp>; 2]);
+pub struct Stamp([Option<FileStamp>; 3]);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct FileStamp {
@@ -72,6 +74,8 @@ pub struct Contents {
     pub component: Vec<u8>,
     /// The manifest's text.
     pub manifest: Option<String>,
+    /// The text of its WIT.
+    pub wit: Option<String>,
 }
 
 /// Why there are no contents.
@@ -84,8 +88,8 @@ pub(super) enum Unread {
 }
 
 impl Files {
-    fn paths(&self) -> [Option<&Path>; 2] {
-        [Some(&self.component), self.manifest.as_deref()]
+    fn paths(&self) -> [Option<&Path>; 3] {
+        [Some(&self.component), self.manifest.as_deref(), self.wit.as_deref()]
     }
 
     /// What the files look like now. One that is gone by now has no part in it.
@@ -137,6 +141,7 @@ impl Files {
         let contents = Contents {
             component: read_bytes(&self.component, MAX_COMPONENT, "strip its debug information")?,
             manifest: self.manifest.as_deref().map(read_text).transpose()?,
+            wit: self.wit.as_deref().map(read_text).transpose()?,
         };
         match self.stamp() {
             Ok(after) if after == before => Ok(contents),
@@ -188,7 +193,7 @@ mod tests {
     fn a_stamp_changes_with_each_file() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let files = Files { component: at("x.wasm"), manifest: Some(at("x.toml")) };
+        let files = Files { component: at("x.wasm"), manifest: Some(at("x.toml")), wit: None };
         fs::write(&files.component, "a").unwrap();
         let alone = files.stamp().unwrap();
         assert!(alone.age().unwrap() < Duration::from_secs(60));
@@ -206,12 +211,12 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         fs::write(at("real"), "a").unwrap();
         std::os::unix::fs::symlink(at("real"), at("x.wasm")).unwrap();
-        let alone = |name: &str| Files { component: at(name), manifest: None };
+        let alone = |name: &str| Files { component: at(name), ..Files::default() };
         assert_eq!(alone("x.wasm").contents().unwrap_err().code, "symlink");
         fs::create_dir(at("d.wasm")).unwrap();
         assert_eq!(alone("d.wasm").contents().unwrap_err().code, "unreadable");
         assert_eq!(alone("nowhere.wasm").contents().unwrap_err().code, "unreadable");
-        let files = Files { component: at("real"), manifest: Some(at("real.toml")) };
+        let files = Files { component: at("real"), manifest: Some(at("real.toml")), wit: None };
         fs::write(at("real.toml"), [0xff, 0xfe]).unwrap();
         assert!(matches!(files.read(), Err(Unread::Fault(f)) if f.message.contains("UTF-8")));
     }

@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use super::{Files, Origin};
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::capability::Needs;
-use crate::contract::Fault;
+use crate::contract::{Comments, Fault};
 use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
 use crate::quota::Limits;
 use crate::tool::{Invocation, Invoke, Report, SessionEnd};
@@ -89,14 +89,26 @@ const FACTS: &str = concat!("facts-", env!("CARGO_PKG_VERSION"), ".json");
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Known {
     Agent,
-    Tools { specs: Vec<ToolSpec>, needs: Needs },
+    Tools { specs: Vec<ToolSpec>, needs: Needs, foreign: bool },
 }
 
 impl Known {
+    /// Describes the tools of a foreign component by what its WIT says of its functions.
+    pub(super) fn comment(&mut self, comments: &Comments) {
+        let Self::Tools { specs, foreign: true, .. } = self else { return };
+        for spec in specs {
+            if let Some(comment) = comments.of(&spec.name) {
+                comment.clone_into(&mut spec.description);
+            }
+        }
+    }
+
     pub(super) fn of(image: &Image) -> Self {
         match image {
             Image::Agent(_) => Self::Agent,
-            Image::Tools(_, specs, needs) => Self::Tools { specs: specs.clone(), needs: *needs },
+            Image::Tools(image, specs, needs) => {
+                Self::Tools { specs: specs.clone(), needs: *needs, foreign: image.is_foreign() }
+            }
         }
     }
 }
@@ -118,7 +130,7 @@ impl Code {
             Origin::Files(Files { component, .. }) => component.clone(),
         };
         let read = tokio::task::spawn_blocking(move || {
-            let bytes = Files { component, manifest: None }.contents()?.component;
+            let bytes = Files { component, ..Files::default() }.contents()?.component;
             Ok((engine::digest(&bytes), bytes))
         });
         let (digest, bytes) = read.await.map_err(|e| changed(&e.to_string()))??;

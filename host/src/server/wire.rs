@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
@@ -290,11 +291,14 @@ pub struct CallError {
     pub message: String,
     /// The limit that ended it.
     pub limit: Option<String>,
+    /// What the tool said of it, where it said it in more than words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Box<Value>>,
 }
 
 impl From<CallError> for abi::Error {
-    fn from(e: CallError) -> Self {
-        Self { code: e.code, message: e.message, limit: e.limit }
+    fn from(CallError { code, message, limit, data }: CallError) -> Self {
+        Self { code, message, limit, data }
     }
 }
 
@@ -305,7 +309,7 @@ impl From<CallReport> for CallLine {
             Ok(text) => {
                 (RawValue::from_string(text.clone()).or_else(|_| serde_json::value::to_raw_value(&text)).ok(), None)
             }
-            Err(e) => (None, Some(CallError { code: e.code, message: e.message, limit: e.limit })),
+            Err(abi::Error { code, message, limit, data }) => (None, Some(CallError { code, message, limit, data })),
         };
         Self {
             tool: report.tool,

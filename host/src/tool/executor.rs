@@ -1,5 +1,7 @@
 //! `ToolExecutor`: checks a call's arguments and its result; runs it in between.
 
+use jsonschema::ValidationError;
+use jsonschema::error::ValidationErrorKind;
 use serde_json::Value;
 
 use super::{Entry, Invocation, Report, Session};
@@ -36,6 +38,7 @@ impl ToolExecutor {
             return Ok(());
         }
         tool.validator.validate(&value).map_err(|e| {
+            let e = cause(&e);
             let at = e.instance_path().to_string();
             let at = if at.is_empty() { "/" } else { &at };
             Error::new(
@@ -74,6 +77,19 @@ impl ToolExecutor {
         }
         report
     }
+}
+
+/// The error within a failed choice that its author meant: that of the branch whose tag is right, or else
+/// the one that lies deepest.
+fn cause<'a>(error: &'a ValidationError<'a>) -> &'a ValidationError<'a> {
+    let (ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }) = error.kind() else {
+        return error;
+    };
+    let depth = |e: &ValidationError<'_>| e.instance_path().as_str().matches('/').count();
+    let is_tag = |e: &ValidationError<'_>| matches!(e.kind(), ValidationErrorKind::Constant { .. });
+    let meant = context.iter().filter(|branch| !branch.iter().any(is_tag));
+    let causes = meant.flatten().map(cause);
+    causes.max_by_key(|e| depth(e)).filter(|e| depth(e) > depth(error)).unwrap_or(error)
 }
 
 fn check_result(tool: &Entry, text: &str) -> Result<(), Error> {

@@ -12,6 +12,7 @@ mod doctor;
 mod drift;
 mod durable;
 mod environment;
+mod foreign;
 mod gateway;
 mod hostile;
 mod http;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::cli::error::Error;
 use crate::cli::format::one_line;
 use crate::cli::out::Out;
+use crate::contract::FOREIGN;
 use crate::kernel::info::PluginReport;
 use crate::kernel::report_file;
 use crate::server::error::{ApiError, Code};
@@ -47,7 +48,14 @@ pub(super) fn text(report: &PluginReport) -> Vec<String> {
             (false, true) => "the network",
             (true, true) => "files and the network",
         };
-        return vec![format!("{name}: a {kind} for contract {contract}; it asks for {needs}")];
+        let written = if contract == FOREIGN {
+            "that was not written for the contract: its functions are tools".to_owned()
+        } else {
+            format!("for contract {contract}")
+        };
+        let mut lines = vec![format!("{name}: a {kind} {written}; it asks for {needs}")];
+        lines.extend(report.left_out.iter().map(|sentence| format!("  - {sentence}")));
+        return lines;
     };
     let mut lines = vec![format!("{name}: refused [{}]", why.code)];
     if report.drift.is_empty() {

@@ -15,7 +15,7 @@ use crate::server::error::{ApiError, Code};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Add {
-    /// The component; the manifest beside it, `FILE.toml`, goes with it
+    /// The component; the manifest and the WIT beside it, `FILE.toml` and `FILE.wit`, go with it
     file: PathBuf,
     /// The plugin's name, where the file has another
     #[arg(long)]
@@ -31,9 +31,9 @@ pub(super) struct Rm {
     name: String,
 }
 
-/// The files that a plugin may have. The manifest is put there first and taken away last, so that the
-/// component is never served without it.
-const PARTS: [&str; 2] = ["toml", "wasm"];
+/// The files that a plugin may have. The component is put there last and taken away first, so that it is
+/// never served without the others.
+const PARTS: [&str; 3] = ["toml", "wit", "wasm"];
 
 pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Error> {
     // Under the name that it gets: its manifest may speak of another.
@@ -55,7 +55,7 @@ pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Er
         if from.exists() {
             copy(&from, &to)?;
         } else if to.exists() {
-            // The older component's manifest is not the new one's.
+            // What is said of the older component is not of the new one.
             fs::remove_file(&to).map_err(|e| failed(&to, &e))?;
         }
     }
