@@ -112,15 +112,6 @@ enum Face {
     Foreign { pre: InstancePre<ToolStore>, functions: Functions },
 }
 
-impl Face {
-    fn pre(&self) -> &InstancePre<ToolStore> {
-        match self {
-            Self::Provider { pre, .. } => pre.instance_pre(),
-            Self::Foreign { pre, .. } => pre,
-        }
-    }
-}
-
 /// Parameters and results of `call-tool`.
 type CallParams<'a> = (&'a str, &'a str, &'a tool_provider::CallContext);
 type CallResults = (Result<String, types::Error>,);
@@ -254,8 +245,8 @@ impl ToolImage {
     }
 
     async fn run(&self, store: &mut Store<ToolStore>, call: &Call) -> wasmtime::Result<Result<String, Error>> {
-        let index = match &self.face {
-            Face::Provider { call, .. } => call,
+        let (pre, index) = match &self.face {
+            Face::Provider { pre, call } => (pre.instance_pre(), call),
             Face::Foreign { pre, functions } => {
                 let function = match functions.call(&call.tool, &call.arguments) {
                     Ok(function) => function,
@@ -265,7 +256,7 @@ impl ToolImage {
                 return function.run(store, &instance, &call.tool).await;
             }
         };
-        let instance = self.face.pre().instantiate_async(&mut *store).await?;
+        let instance = pre.instantiate_async(&mut *store).await?;
         let context = tool_provider::CallContext {
             caller: call.caller.0,
             deadline_ms: now_ms() + self.limits.wall_ms,
