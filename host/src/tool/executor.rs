@@ -1,7 +1,7 @@
 //! `ToolExecutor`: checks a call's arguments and its result; runs it in between.
 
-use jsonschema::ValidationError;
-use jsonschema::error::ValidationErrorKind;
+use jsonschema::error::{TypeKind, ValidationErrorKind};
+use jsonschema::{JsonType, ValidationError};
 use serde_json::Value;
 
 use super::{Entry, Invocation, Report, Session};
@@ -79,16 +79,25 @@ impl ToolExecutor {
     }
 }
 
-/// The error within a failed choice that its author meant: that of the branch whose tag is right, or else
-/// the one that lies deepest.
+/// The error within a failed choice that its author meant: that of the branch whose tag is right or that is
+/// not `null`, or else the one that lies deepest.
 fn cause<'a>(error: &'a ValidationError<'a>) -> &'a ValidationError<'a> {
     let (ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }) = error.kind() else {
         return error;
     };
     let depth = |e: &ValidationError<'_>| e.instance_path().as_str().matches('/').count();
     let is_tag = |e: &ValidationError<'_>| matches!(e.kind(), ValidationErrorKind::Constant { .. });
-    let meant = context.iter().filter(|branch| !branch.iter().any(is_tag));
-    let causes = meant.flatten().map(cause);
+    let is_null = |e: &ValidationError<'_>| {
+        depth(e) == depth(error)
+            && matches!(e.kind(), ValidationErrorKind::Type { kind: TypeKind::Single(JsonType::Null) })
+    };
+    let meant: Vec<_> = context.iter().filter(|branch| !branch.iter().any(|e| is_tag(e) || is_null(e))).collect();
+    if let [branch] = meant[..]
+        && let [only] = &branch[..]
+    {
+        return cause(only);
+    }
+    let causes = meant.into_iter().flatten().map(cause);
     causes.max_by_key(|e| depth(e)).filter(|e| depth(e) > depth(error)).unwrap_or(error)
 }
 
@@ -103,4 +112,31 @@ fn check_result(tool: &Entry, text: &str) -> Result<(), Error> {
     serde_json::from_str::<serde::de::IgnoredAny>(text)
         .map(drop)
         .map_err(|e| Error::new(Errno::Invalid, format!("the result of `{name}` is not JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_wrong_value_of_a_choice_is_told_as_what_was_meant() {
+        let option = json!({ "anyOf": [{ "type": "integer" }, { "type": "null" }] });
+        let record = json!({ "type": "object", "properties": { "n": option }, "additionalProperties": false });
+        let nested = json!({ "anyOf": [record, { "type": "null" }] });
+        let either = json!({ "anyOf": [{ "type": "integer" }, { "type": "boolean" }, { "type": "null" }] });
+        for (schema, value, at, said) in [
+            (&option, json!("x"), "", r#""x" is not of type "integer""#),
+            (&nested, json!({ "n": "x" }), "/n", r#""x" is not of type "integer""#),
+            (&nested, json!({ "m": 1 }), "", "Additional properties are not allowed ('m' was unexpected)"),
+            // Nothing says which of two was meant.
+            (&either, json!("x"), "", r#""x" is not valid under any of the schemas listed in the 'anyOf' keyword"#),
+        ] {
+            let validator = jsonschema::validator_for(schema).unwrap();
+            let error = validator.validate(&value).unwrap_err();
+            let error = cause(&error);
+            assert_eq!((error.instance_path().as_str(), error.to_string().as_str()), (at, said));
+        }
+    }
 }
