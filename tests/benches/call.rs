@@ -80,7 +80,7 @@ struct Raw {
 
 impl Raw {
     fn new() -> Result<Self> {
-        let engine = Engine::new(&config(true)).map_err(|e| anyhow::anyhow!("{e:#}"))?;
+        let engine = Engine::new(&config(true, false)).map_err(|e| anyhow::anyhow!("{e:#}"))?;
         let bytes = bundled().iter().find(|b| b.name == "calc").context("calc is bundled")?.component;
         let component = Component::new(&engine, bytes).map_err(|e| anyhow::anyhow!("{e:#}"))?;
         let mut linker = Linker::new(&engine);

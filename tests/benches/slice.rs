@@ -31,7 +31,7 @@ struct Guest {
 
 impl Guest {
     fn new() -> Result<Self> {
-        let engine = Engine::new(&config(true)).map_err(|e| anyhow::anyhow!("{e:#}"))?;
+        let engine = Engine::new(&config(true, false)).map_err(|e| anyhow::anyhow!("{e:#}"))?;
         let component = Component::from_file(&engine, SPINNER).map_err(|e| anyhow::anyhow!("{e:#}"))?;
         let mut linker = Linker::new(&engine);
         linker.define_unknown_imports_as_traps(&component).map_err(|e| anyhow::anyhow!("{e:#}"))?;

@@ -136,8 +136,7 @@ impl Shape {
         function: &Function,
     ) -> Result<ForeignTool, String> {
         match function.kind {
-            FunctionKind::Freestanding => {}
-            FunctionKind::AsyncFreestanding => return Err("it is async, and this aok calls none that is".into()),
+            FunctionKind::Freestanding | FunctionKind::AsyncFreestanding => {}
             _ => return Err(RESOURCE.into()),
         }
         let mut schemas = Schemas { shape: self, types: 0 };

@@ -126,7 +126,7 @@ impl AgentImage {
             fuel_mark: fuel,
             caller: caller.clone(),
         };
-        let mut store = Store::new(&self.engine.0.wasm, data);
+        let mut store = Store::new(&self.engine.0.plain.wasm, data);
         let result = match prepare(&mut store, fuel, &limits) {
             Ok(()) => self.call(&mut store).await,
             Err(e) => Err(e),

@@ -20,8 +20,9 @@ pub(crate) const MAX_COMPONENTS: u32 = 4_000;
 
 /// The configuration, with the pooling allocator or without. Public for embedders that compile
 /// components ahead of time and for benches: an artefact fits only an engine of this configuration.
+/// `concurrency` is component-model async, which makes each warm call of any component 2.5 to 4 times dearer.
 #[must_use]
-pub fn config(pooling: bool) -> Config {
+pub fn config(pooling: bool, concurrency: bool) -> Config {
     let mut config = Config::new();
     config
         .consume_fuel(true)
@@ -32,7 +33,8 @@ pub fn config(pooling: bool) -> Config {
         .async_stack_size(FIBER_STACK)
         .memory_reservation(MEMORY_RESERVATION)
         .memory_guard_size(MEMORY_GUARD)
-        .wasm_component_model(true);
+        .wasm_component_model(true)
+        .concurrency_support(concurrency);
     if pooling {
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(MAX_COMPONENTS)

@@ -13,9 +13,9 @@ mod tool;
 mod value;
 mod wasi;
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use wasmtime::component::{Component, Linker};
@@ -40,24 +40,56 @@ const TICK: Duration = Duration::from_millis(10);
 pub struct Engine(Arc<Inner>);
 
 struct Inner {
-    wasm: wasmtime::Engine,
-    cache: cache::CodeCache,
-    tools: Linker<tool::ToolStore>,
+    plain: Lane,
+    /// For components of component-model async, made when the first comes: see [`config`].
+    concurrent: OnceLock<Result<Lane, String>>,
+    cache_dir: Option<PathBuf>,
     agents: Linker<agent::AgentStore>,
     /// Who makes the requests of tools.
     clients: Arc<egress::Clients>,
+}
+
+/// A wasmtime engine with what is made for it alone.
+struct Lane {
+    wasm: wasmtime::Engine,
+    cache: cache::CodeCache,
+    tools: Linker<tool::ToolStore>,
     /// Why there is no instance pool, where there is none.
     pool: Result<(), String>,
     ticking: Arc<AtomicBool>,
 }
 
-impl std::fmt::Debug for Engine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("pool", &self.0.pool).finish_non_exhaustive()
+impl Lane {
+    fn open(concurrency: bool, cache_dir: Option<&Path>) -> Result<Self, String> {
+        let (wasm, pool) = match wasmtime::Engine::new(&config::config(true, concurrency)) {
+            Ok(engine) => (engine, Ok(())),
+            Err(e) => {
+                tracing::warn!(
+                    "no instance pool ({e}): instances are allocated on demand, which is slower; raise the address-space limit (ulimit -v)"
+                );
+                let engine = wasmtime::Engine::new(&config::config(false, concurrency));
+                (engine.map_err(|e| format!("{e:#}"))?, Err(e.to_string()))
+            }
+        };
+        let cache = cache::CodeCache::open(&wasm, cache_dir).map_err(|e| format!("the code cache: {e}"))?;
+        let tools = tool::linker(&wasm).map_err(|e| format!("{e:#}"))?;
+        let ticking = Arc::new(AtomicBool::new(true));
+        tick(&wasm, Arc::clone(&ticking)).map_err(|e| format!("the epoch ticker: {e}"))?;
+        Ok(Self { wasm, cache, tools, pool, ticking })
+    }
+
+    fn compile(&self, digest: &str, bytes: &[u8]) -> wasmtime::Result<Component> {
+        self.cache.component(&self.wasm, digest, bytes)
     }
 }
 
-impl Drop for Inner {
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("pool", &self.0.plain.pool).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Lane {
     fn drop(&mut self) {
         self.ticking.store(false, Ordering::Relaxed);
     }
@@ -97,21 +129,10 @@ impl Engine {
     /// # Errors
     /// wasmtime's own, or the cache directory's.
     pub fn open(cache_dir: Option<&Path>) -> Result<Self, String> {
-        let (wasm, pool) = match wasmtime::Engine::new(&config::config(true)) {
-            Ok(engine) => (engine, Ok(())),
-            Err(e) => {
-                tracing::warn!(
-                    "no instance pool ({e}): instances are allocated on demand, which is slower; raise the address-space limit (ulimit -v)"
-                );
-                (wasmtime::Engine::new(&config::config(false)).map_err(|e| format!("{e:#}"))?, Err(e.to_string()))
-            }
-        };
-        let cache = cache::CodeCache::open(&wasm, cache_dir).map_err(|e| format!("the code cache: {e}"))?;
-        let tools = tool::linker(&wasm).map_err(|e| format!("{e:#}"))?;
-        let agents = agent::linker(&wasm).map_err(|e| format!("{e:#}"))?;
-        let ticking = Arc::new(AtomicBool::new(true));
-        tick(&wasm, Arc::clone(&ticking)).map_err(|e| format!("the epoch ticker: {e}"))?;
-        Ok(Self(Arc::new(Inner { wasm, cache, tools, agents, clients: Arc::default(), pool, ticking })))
+        let plain = Lane::open(false, cache_dir)?;
+        let agents = agent::linker(&plain.wasm).map_err(|e| format!("{e:#}"))?;
+        let cache_dir = cache_dir.map(Path::to_owned);
+        Ok(Self(Arc::new(Inner { plain, concurrent: OnceLock::new(), cache_dir, agents, clients: Arc::default() })))
     }
 
     /// How many guests the instance pool has room for.
@@ -119,7 +140,7 @@ impl Engine {
     /// # Errors
     /// Why there is none: instances are then allocated on demand.
     pub fn pool(&self) -> Result<u32, &str> {
-        self.0.pool.as_ref().map(|()| config::MAX_COMPONENTS).map_err(String::as_str)
+        self.0.plain.pool.as_ref().map(|()| config::MAX_COMPONENTS).map_err(String::as_str)
     }
 
     /// Checks a component against the contract, compiles it (or loads it) and, for a tool, asks for its
@@ -154,6 +175,13 @@ impl Engine {
     /// The image of an agent that was checked before.
     pub(crate) async fn agent(&self, digest: &str, bytes: &[u8]) -> Result<Arc<AgentImage>, Fault> {
         let component = self.component(digest, bytes).await?;
+        if !self.is_plain(&component) {
+            return Err(Fault {
+                code: "invalid_component",
+                message: "it is an agent and uses component-model async, which only tools may".into(),
+                hint: "build it without (for jco: `--backend-qjs-disable-async`)".into(),
+            });
+        }
         Ok(Arc::new(AgentImage::new(self, digest, &component)?))
     }
 
@@ -168,14 +196,37 @@ impl Engine {
         Ok(Arc::new(image))
     }
 
+    /// The compiled component, on the plain engine unless it needs component-model async.
     async fn component(&self, digest: &str, bytes: &[u8]) -> Result<Component, Fault> {
         let (engine, owned, name) = (self.clone(), bytes.to_vec(), digest.to_owned());
+        let compile = move || match engine.0.plain.compile(&name, &owned) {
+            // wasmtime tells it in text alone, when it reads the component's border and before it compiles.
+            Err(e) if format!("{e:#}").contains("component model async feature") => {
+                engine.concurrent().map_err(wasmtime::Error::msg)?.compile(&name, &owned)
+            }
+            compiled => compiled,
+        };
         // Compiling takes a core for long: not on the caller's thread.
-        let compiled =
-            tokio::task::spawn_blocking(move || engine.0.cache.component(&engine.0.wasm, &name, &owned)).await;
-        match compiled {
+        match tokio::task::spawn_blocking(compile).await {
             Ok(compiled) => compiled.map_err(|e| contract::broken(bytes, &format!("{e:#}"))),
             Err(e) => Err(Fault { code: "compile_failed", message: e.to_string(), hint: "report it as a bug".into() }),
+        }
+    }
+
+    fn concurrent(&self) -> Result<&Lane, String> {
+        let open = || Lane::open(true, self.0.cache_dir.as_deref());
+        self.0.concurrent.get_or_init(open).as_ref().map_err(Clone::clone)
+    }
+
+    fn is_plain(&self, component: &Component) -> bool {
+        wasmtime::Engine::same(component.engine(), &self.0.plain.wasm)
+    }
+
+    /// The linker of the engine that a component was compiled for.
+    fn tool_linker(&self, component: &Component) -> &Linker<tool::ToolStore> {
+        match self.0.concurrent.get() {
+            Some(Ok(lane)) if !self.is_plain(component) => &lane.tools,
+            _ => &self.0.plain.tools,
         }
     }
 }

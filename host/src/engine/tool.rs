@@ -112,6 +112,15 @@ enum Face {
     Foreign { pre: InstancePre<ToolStore>, functions: Functions },
 }
 
+impl Face {
+    fn engine(&self) -> &wasmtime::Engine {
+        match self {
+            Self::Provider { pre, .. } => pre.engine(),
+            Self::Foreign { pre, .. } => pre.engine(),
+        }
+    }
+}
+
 /// Parameters and results of `call-tool`.
 type CallParams<'a> = (&'a str, &'a str, &'a tool_provider::CallContext);
 type CallResults = (Result<String, types::Error>,);
@@ -132,8 +141,11 @@ impl fmt::Debug for ToolImage {
 
 impl ToolImage {
     pub(super) fn new(engine: &Engine, component: &Component, limits: Limits) -> Result<Self, Fault> {
-        let pre =
-            engine.0.tools.instantiate_pre(component).and_then(world::ToolPre::new).map_err(|e| link_refusal(&e))?;
+        let pre = engine
+            .tool_linker(component)
+            .instantiate_pre(component)
+            .and_then(world::ToolPre::new)
+            .map_err(|e| link_refusal(&e))?;
         let provider = component.get_export_index(None, PROVIDER);
         let call = provider.and_then(|p| component.get_export_index(Some(&p), "call-tool"));
         let call = call.ok_or_else(|| link_refusal(&wasmtime::Error::msg("it exports no `call-tool`")))?;
@@ -147,8 +159,8 @@ impl ToolImage {
         toolbox: Toolbox,
         limits: Limits,
     ) -> Result<Self, Fault> {
-        let pre = engine.0.tools.instantiate_pre(component).map_err(|e| link_refusal(&e))?;
-        let functions = Functions::new(&engine.0.wasm, component, toolbox)?;
+        let pre = engine.tool_linker(component).instantiate_pre(component).map_err(|e| link_refusal(&e))?;
+        let functions = Functions::new(component.engine(), component, toolbox)?;
         Ok(Self { engine: engine.clone(), face: Face::Foreign { pre, functions }, limits })
     }
 
@@ -179,7 +191,7 @@ impl ToolImage {
             fuel_mark: fuel,
             deadline: began + wall,
         };
-        let mut store = Store::new(&self.engine.0.wasm, data);
+        let mut store = Store::new(self.face.engine(), data);
         store.limiter(|data| &mut data.meter);
         store.set_fuel(fuel)?;
         store.fuel_async_yield_interval(Some(YIELD_INTERVAL))?;
