@@ -468,3 +468,31 @@ fn what_of_a_strangers_component_is_no_tool_is_told() {
     assert_eq!(refused["diagnosis"]["code"], "no_role", "{refused}");
     assert!(refused["diagnosis"]["message"].as_str().unwrap().contains("`take` of `a:b/i`"), "{refused}");
 }
+
+/// Functions of component-model async, one of them endless.
+const CONCURRENT: &str = r#"(component
+    (core module $m
+        (import "" "return" (func $return (param i32)))
+        (func (export "next") (param i32) (result i32)
+            (call $return (i32.add (local.get 0) (i32.const 1))) (i32.const 0))
+        (func (export "spin") (param i32) (result i32) (loop $again (br $again)) unreachable)
+        (func (export "event") (param i32 i32 i32) (result i32) unreachable))
+    (core func $return (canon task.return (result u32)))
+    (core instance $i (instantiate $m (with "" (instance (export "return" (func $return))))))
+    (func (export "next") async (param "n" u32) (result u32)
+        (canon lift (core func $i "next") async (callback (core func $i "event"))))
+    (func (export "spin") async (param "n" u32) (result u32)
+        (canon lift (core func $i "spin") async (callback (core func $i "event")))))"#;
+
+#[test]
+fn a_component_of_component_model_async_is_a_toolbox_under_the_same_limits() {
+    let world = World::new();
+    fs::write(world.plugins().join("later.wasm"), wat::parse_str(CONCURRENT).unwrap()).unwrap();
+    // The second run takes it from the code cache.
+    for _ in 0..2 {
+        let answer = world.run(&["tool", "call", "later__next", r#"{"n": 41}"#]).exits(0);
+        assert_eq!(answer.stdout.trim(), "42");
+    }
+    let stopped = world.run(&["tool", "call", "later__spin", r#"{"n": 1}"#]);
+    assert!(stopped.stderr.contains("fuel"), "{}", stopped.stderr);
+}
