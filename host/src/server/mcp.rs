@@ -1,14 +1,16 @@
 //! The Model Context Protocol over a pair of streams: the tools that a client may call, and the calls,
 //! each on the syscall path as a client process. What MCP calls a hint, the tool's effect knows.
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::StreamExt as _;
 use rmcp::handler::server::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation, JsonObject,
-    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, ToolAnnotations,
+    ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ServerCapabilities, ServerConfig, Tool,
+    ToolAnnotations,
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, ServiceExt as _};
 use serde::de::DeserializeOwned;
@@ -39,6 +41,9 @@ impl Kernels {
 
 /// Between the end of a kernel and the question to the next.
 const NEXT_KERNEL: Duration = Duration::from_millis(200);
+
+/// Between two words of a call's progress.
+const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Serves MCP on standard input and output until the input ends. What the client wants is asked by `questions`.
 ///
@@ -114,6 +119,7 @@ impl ServerHandler for Mcp {
             answer = answer => answer.map(|line| result(line).into()).map_err(broken),
             // Dropping the answer stops the call.
             () = context.ct.cancelled() => Err(ErrorData::internal_error("the call was cancelled", None)),
+            never = tell_progress(&context) => match never {},
         }
     }
 
@@ -137,6 +143,23 @@ impl ServerHandler for Mcp {
                 }
             }
         });
+    }
+}
+
+/// Tells a client that asked for it how long its call has run, until this is dropped. A tool says nothing of how
+/// far it is, but a client that hears of the call gives it more patience.
+async fn tell_progress(context: &RequestContext<RoleServer>) -> Infallible {
+    let Some(token) = context.meta.get_progress_token() else { return std::future::pending().await };
+    let began = Instant::now();
+    loop {
+        tokio::time::sleep(PROGRESS).await;
+        let seconds = began.elapsed().as_secs_f64();
+        let progress = ProgressNotificationParam::new(token.clone(), seconds);
+        let told = context.peer.notify_progress(progress.with_message(format!("running for {seconds:.0} s"))).await;
+        if told.is_err() {
+            // The connection is gone, and the call with it.
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -220,6 +220,32 @@ fn a_cancelled_call_stops_and_the_connection_goes_on() {
 }
 
 #[test]
+fn a_client_that_asks_for_it_is_told_that_its_call_runs() {
+    let world = endless();
+    let mut client = Client::greeted(&world, &[]);
+    let slow = |token: Option<&str>| {
+        let mut params = json!({"name": "herald__slow", "arguments": {"turns": ENDLESS}});
+        if let Some(token) = token {
+            params["_meta"] = json!({"progressToken": token});
+        }
+        params
+    };
+    client.begin("tools/call", &slow(None));
+    client.begin("tools/call", &slow(Some("mine")));
+    let mut before = 0.0;
+    while before < 2.0 {
+        let told = client.message();
+        if told["method"] == "notifications/progress" {
+            assert_eq!(told["params"]["progressToken"], "mine", "{told}");
+            let now = told["params"]["progress"].as_f64().unwrap();
+            assert!(now > before, "{told} after {before}");
+            before = now;
+        }
+    }
+    assert_eq!(client.end(), Some(0));
+}
+
+#[test]
 fn no_input_of_a_client_hangs_or_breaks_it() {
     let world = endless();
     // It leaves without a word, or says nothing that it should.
