@@ -1,6 +1,6 @@
 //! Builds the bundled guests, so that the one binary carries them: `OUT_DIR/bundled.rs` holds
 //! `pub static BUNDLED: &[Bundled]`, whose struct the including module defines, and `PROOF`, the guest of
-//! `aok doctor --prove-limits`.
+//! `aok doctor --prove-limits`. `OUT_DIR/rust_project.rs` holds the files of `aok plugin new --lang rust`.
 
 #![allow(clippy::print_stdout, reason = "cargo reads directives from stdout")]
 
@@ -22,6 +22,7 @@ fn main() -> Result<()> {
         workspace: root.join("plugins"),
         packages: BUNDLED.map(str::to_owned).to_vec(),
         target_dir: root.join("target/guests"),
+        locked: true,
     };
     let guests = guest_build::build(&build)?;
     guest_build::print_rerun_directives(&build)?;
@@ -38,7 +39,82 @@ fn main() -> Result<()> {
     }
     let proof = bundled(&out, "proof", &guest_build::by_hand(proof, &root.join("wit"), "tool")?)?;
     writeln!(source, "];\n/// The guest that proves the limits; no plugin.\nstatic PROOF: Bundled = {proof};")?;
-    guest_build::write_if_changed(&out.join("bundled.rs"), source.as_bytes())
+    guest_build::write_if_changed(&out.join("bundled.rs"), source.as_bytes())?;
+    let project = rust_project(root)?;
+    guest_build::write_if_changed(&out.join("rust_project.rs"), project.as_bytes())
+}
+
+/// An array of the paths and texts of a new Rust plugin, in both of which `__name__` stands for its name. It has the
+/// SDK inside, which no registry has, and the versions that the bundled guests were built with.
+fn rust_project(root: &Path) -> Result<String> {
+    let read = |path: &str| fs::read_to_string(root.join(path)).with_context(|| format!("reading {path}"));
+    let workspace: toml::Table = read("plugins/Cargo.toml")?.parse()?;
+    let sdk = standalone(read("sdk/rust/Cargo.toml")?.parse()?, &workspace)?;
+    let mut plugin: toml::Table = read("sdk/templates/rust/Cargo.toml")?.parse()?;
+    plugin.insert("profile".to_owned(), workspace["profile"].clone());
+    let mut plugin = standalone(plugin, &workspace)?;
+    // As an author would order it.
+    let sections = ["package", "lib", "dependencies", "profile", "workspace"].map(|name| {
+        let section = plugin.remove(name).map(|section| (name.to_owned(), section));
+        toml::Table::from_iter(section).to_string()
+    });
+    let mut files = vec![
+        ("Cargo.toml".to_owned(), sections.join("\n")),
+        ("Cargo.lock".to_owned(), read("plugins/Cargo.lock")?),
+        (".gitignore".to_owned(), "/target\n/__name__.wasm\n".to_owned()),
+        ("vendor/agent-os/sdk/rust/Cargo.toml".to_owned(), sdk.to_string()),
+    ];
+    let copies = [
+        ("sdk/templates/rust/src", "src"),
+        ("sdk/rust/src", "vendor/agent-os/sdk/rust/src"),
+        ("wit/types", "vendor/agent-os/wit/types"),
+        ("wit/plugin", "vendor/agent-os/wit/plugin"),
+        ("wit/agent", "vendor/agent-os/wit/agent"),
+    ];
+    for (from, to) in copies {
+        let mut names = fs::read_dir(root.join(from))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<Vec<_>>>()?;
+        names.sort();
+        for name in names {
+            files.push((format!("{to}/{name}"), read(&format!("{from}/{name}"))?));
+        }
+    }
+    files.push(("__name__.toml".to_owned(), read("sdk/templates/rust/__name__.toml")?));
+    for watched in ["plugins/Cargo.toml", "plugins/Cargo.lock", "sdk/rust", "sdk/templates/rust"] {
+        println!("cargo:rerun-if-changed={}", root.join(watched).display());
+    }
+    let lines = files.iter().map(|(path, text)| format!("    ({path:?}, {text:?}),\n"));
+    Ok(format!("&[\n{}]", lines.collect::<String>()))
+}
+
+/// A manifest with what it inherits from its workspace written out.
+fn standalone(mut manifest: toml::Table, workspace: &toml::Table) -> Result<toml::Table> {
+    fn inherit(table: &mut toml::Table, from: &toml::Value) -> Result<()> {
+        table.remove("workspace");
+        for (key, value) in table.iter_mut() {
+            let inherits = value.as_table().is_some_and(|value| value.contains_key("workspace"));
+            if inherits {
+                *value = from.get(key).with_context(|| format!("the workspace has no `{key}`"))?.clone();
+            }
+        }
+        Ok(())
+    }
+    let shared = &workspace["workspace"];
+    manifest.remove("lints");
+    if let Some(package) = manifest.get_mut("package").and_then(toml::Value::as_table_mut) {
+        inherit(package, &shared["package"])?;
+    }
+    if let Some(dependencies) = manifest.get_mut("dependencies").and_then(toml::Value::as_table_mut) {
+        inherit(dependencies, &shared["dependencies"])?;
+    }
+    let targets = manifest.get_mut("target").and_then(toml::Value::as_table_mut);
+    for (_, target) in targets.into_iter().flatten() {
+        if let Some(dependencies) = target.get_mut("dependencies").and_then(toml::Value::as_table_mut) {
+            inherit(dependencies, &shared["dependencies"])?;
+        }
+    }
+    Ok(manifest)
 }
 
 /// Puts a component where the compiler finds it, and says how the source names it.

@@ -21,6 +21,7 @@ fn main() -> Result<()> {
         workspace: root.join("plugins"),
         packages: packages(&sources)?,
         target_dir: root.join("target/guests"),
+        locked: true,
     };
     let mut guests = guest_build::build(&build)?;
     guests.push(by_hand(root, &sources.join("tables.wat"), &out)?);

@@ -34,6 +34,8 @@ pub struct Build {
     pub packages: Vec<String>,
     /// The inner cargo's target folder; the components are in its `components/`.
     pub target_dir: PathBuf,
+    /// Whether `Cargo.lock` must be right already.
+    pub locked: bool,
 }
 
 /// A built guest.
@@ -103,7 +105,10 @@ fn compile(build: &Build, toolchain: &Toolchain) -> Result<()> {
         build.packages.join(", ")
     );
     let mut cargo = toolchain.cargo();
-    cargo.current_dir(&build.workspace).args(["build", "--release", "--locked", "--target", TARGET]);
+    cargo.current_dir(&build.workspace).args(["build", "--release", "--target", TARGET]);
+    if build.locked {
+        cargo.arg("--locked");
+    }
     for package in &build.packages {
         cargo.args(["--package", package]);
     }

@@ -83,6 +83,7 @@ fn guests_import_and_export_what_their_world_says() {
         workspace: root.join("plugins"),
         packages: GUESTS.iter().map(|(name, ..)| (*name).to_owned()).collect(),
         target_dir: root.join("target/guests"),
+        locked: true,
     };
     let guests = guest_build::build(&build).unwrap();
     assert_eq!(guests.len(), GUESTS.len());

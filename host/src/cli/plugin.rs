@@ -4,6 +4,7 @@
 mod doctor;
 mod files;
 mod inspect;
+mod project;
 
 use super::error::Error;
 use super::format::optional;
@@ -31,6 +32,10 @@ enum Command {
     Add(files::Add),
     /// Take a plugin out of the data directory's `plugins/`
     Rm(files::Rm),
+    /// Begin a plugin: a directory with a tool, and all that is needed to build it
+    New(project::New),
+    /// Make a component of a plugin's source
+    Build(project::Make),
 }
 
 const COLUMNS: [Column; 7] = [
@@ -50,6 +55,8 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
         Command::Inspect(args) => inspect::run(&args, session, out).await,
         Command::Add(args) => files::add(&args, session, out),
         Command::Rm(args) => files::rm(&args, session, out),
+        Command::New(args) => project::new(&args, out),
+        Command::Build(args) => project::build(&args, out),
     }
 }
 

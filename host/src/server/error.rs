@@ -67,6 +67,8 @@ codes! {
     AuditBroken = 1,
     /// A limit did not stop the guest that it must stop.
     LimitBroken = 1,
+    /// A plugin's source does not become a component.
+    BuildFailed = 1,
     /// The script expected another message.
     ScriptMismatch = 1,
     /// The script has no more replies.

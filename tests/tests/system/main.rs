@@ -21,5 +21,6 @@ mod llm;
 mod local;
 mod mcp;
 mod plugins;
+mod project;
 mod sdk;
 mod support;

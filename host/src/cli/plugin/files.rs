@@ -92,7 +92,7 @@ pub(super) fn rm(args: &Rm, session: &Session, out: &mut Out) -> Result<(), Erro
         .into())
 }
 
-fn is_bundled(name: &str) -> bool {
+pub(super) fn is_bundled(name: &str) -> bool {
     bundled().iter().any(|b| b.name == name)
 }
 
