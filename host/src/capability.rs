@@ -28,6 +28,8 @@ pub struct Needs {
     pub files: bool,
     /// The network: `wasi:http`.
     pub network: bool,
+    /// WASI 0.3, which the operator must allow: `[plugins] wasi03`.
+    pub wasi03: bool,
 }
 
 /// A part of the network that tools may reach, as the operator writes it: `example.com`,

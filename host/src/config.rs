@@ -72,6 +72,8 @@ pub enum Durability {
 pub struct PluginsConfig {
     /// More directories.
     pub dirs: Vec<PathBuf>,
+    /// Whether tools may import WASI 0.3, which wasmtime has as an experiment, without its promise of fixes.
+    pub wasi03: bool,
 }
 
 /// `[llm]`.

@@ -76,6 +76,8 @@ impl Role {
 
 /// WASI 0.2, as far as the kernel has it. An agent is a function of its journal, so it has no network.
 const WASI: [&str; 6] = ["wasi:io/", "wasi:cli/", "wasi:clocks/", "wasi:random/", "wasi:sockets/", "wasi:filesystem/"];
+/// WASI 0.3, as far as the kernel has it.
+const WASI03: [&str; 5] = ["wasi:cli/", "wasi:clocks/", "wasi:random/", "wasi:sockets/", "wasi:filesystem/"];
 const HTTP: &str = "wasi:http/";
 const FILES: &str = "wasi:filesystem/";
 
@@ -113,13 +115,13 @@ impl Shape {
         }
     }
 
-    /// What the component is, once it is sure that it fits the contract.
+    /// What the component is, once it is sure that it fits the contract; `wasi03`: whether WASI 0.3 is allowed.
     ///
     /// # Errors
     /// Another version, a drift, an import that the kernel does not have, no role.
-    pub fn check(&self) -> Result<Role, Fault> {
+    pub fn check(&self, wasi03: bool) -> Result<Role, Fault> {
         let role = self.role()?;
-        self.check_imports(role)?;
+        self.check_imports(role, wasi03)?;
         let drift = self.drift();
         if drift.is_empty() {
             if role == Role::Foreign {
@@ -195,23 +197,21 @@ impl Shape {
         others.map(|i| format!("`{}`", i.name)).collect()
     }
 
-    fn check_imports(&self, role: Role) -> Result<(), Fault> {
+    fn check_imports(&self, role: Role, wasi03: bool) -> Result<(), Fault> {
         let imports = self.imports();
         let quoted = |names: Vec<&str>| names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
         let all = |is: &dyn Fn(&str) -> bool| imports.iter().map(|i| i.name.as_str()).filter(|n| is(n)).collect();
-        let p3: Vec<&str> = all(&|n| n.starts_with("wasi:") && n.contains("@0.3."));
-        if !p3.is_empty() {
+        let p3: Vec<&str> = all(&is_wasi03);
+        if !p3.is_empty() && !wasi03 {
             return Err(Fault {
                 code: "wasi03_off",
-                message: format!(
-                    "it imports {}: WASI 0.3, which is experimental and which this aok does not offer",
-                    quoted(p3)
-                ),
-                hint: "build it for WASI 0.2".into(),
+                message: format!("it imports {}: WASI 0.3, which is experimental and off", quoted(p3)),
+                hint: "build it for WASI 0.2, or set `wasi03 = true` under `[plugins]` in aok.toml".into(),
             });
         }
         let p2 = |n: &str| n.contains("@0.2.") && (n.starts_with(HTTP) || WASI.iter().any(|w| n.starts_with(w)));
-        let unknown: Vec<&str> = all(&|n| !n.starts_with("agent-os:") && !p2(n));
+        let p3 = |n: &str| role != Role::Agent && is_wasi03(n) && WASI03.iter().any(|w| n.starts_with(w));
+        let unknown: Vec<&str> = all(&|n| !n.starts_with("agent-os:") && !p2(n) && !p3(n));
         if !unknown.is_empty() {
             return Err(Fault {
                 code: "unknown_import",
@@ -267,7 +267,8 @@ impl Shape {
     pub fn needs(&self) -> Needs {
         let imports = self.imports();
         let asks_for = |package: &str| imports.iter().any(|i| i.name.starts_with(package));
-        Needs { files: asks_for(FILES), network: asks_for(HTTP) }
+        let wasi03 = imports.iter().any(|i| is_wasi03(&i.name));
+        Needs { files: asks_for(FILES), network: asks_for(HTTP), wasi03 }
     }
 
     /// What it imports.
@@ -296,6 +297,11 @@ impl Shape {
         };
         items.into_iter().filter_map(item).collect()
     }
+}
+
+/// Whether an interface is one of WASI 0.3.
+pub(crate) fn is_wasi03(name: &str) -> bool {
+    name.starts_with("wasi:") && name.contains("@0.3.")
 }
 
 const HOW_TO_BUILD: &str =
@@ -389,7 +395,7 @@ mod tests {
         for (name, role) in [("assistant", Role::Agent), ("fs", Role::Tool), ("http", Role::Tool)] {
             let bundled = crate::plugin::bundled().iter().find(|b| b.name == name).unwrap();
             let shape = Shape::read(bundled.component).unwrap();
-            assert_eq!(shape.check(), Ok(role), "{name}");
+            assert_eq!(shape.check(false), Ok(role), "{name}");
             assert_eq!((shape.needs().files, shape.needs().network), (name == "fs", name == "http"));
         }
     }
@@ -410,7 +416,7 @@ mod tests {
             assert_eq!(fault.code, code, "{fault:?}");
         }
         let nothing = Shape::read(b"\0asm\x0d\0\x01\0").unwrap();
-        assert_eq!(nothing.check().unwrap_err().code, "no_role");
+        assert_eq!(nothing.check(false).unwrap_err().code, "no_role");
     }
 
     #[test]
@@ -429,7 +435,7 @@ mod tests {
                 }
             }
             if let Ok(shape) = Shape::read(&bytes) {
-                let _ = shape.check();
+                let _ = shape.check(rng.random());
             }
         }
     }

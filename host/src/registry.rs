@@ -162,7 +162,12 @@ pub struct Notice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Happened {
     /// It serves the component of this digest now.
-    Loaded(String),
+    Loaded {
+        /// SHA-256, hex.
+        digest: String,
+        /// Whether it has WASI 0.3.
+        wasi03: bool,
+    },
     /// Its file was refused, with this code.
     Refused(&'static str),
     /// It serves no more.
@@ -220,6 +225,7 @@ struct Serving {
     requested: Permissions,
     tools: Vec<String>,
     foreign: bool,
+    wasi03: bool,
     agent: Option<Agent>,
 }
 
@@ -606,7 +612,8 @@ impl Registry {
             Ok(serving) => {
                 // The binary answers for what is in it.
                 if job.found.origin.source() == Source::Directory {
-                    self.tell(&job.found.name, Happened::Loaded(serving.digest.clone()));
+                    let loaded = Happened::Loaded { digest: serving.digest.clone(), wasi03: serving.wasi03 };
+                    self.tell(&job.found.name, loaded);
                 }
                 (plugin.state, plugin.fault, plugin.refused_digest) = (State::Loaded, None, None);
                 plugin.serving = Some(serving);
@@ -648,6 +655,7 @@ impl Registry {
             requested: manifest.permissions.clone(),
             tools: Vec::new(),
             foreign: false,
+            wasi03: known.asks_for_wasi03(),
             agent: None,
         };
         match known {

@@ -51,12 +51,12 @@ const COLUMNS: [Column; 7] = [
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     match args.command {
         Command::Ls => list(session, out).await,
-        Command::Doctor(args) => doctor::run(&args, out),
+        Command::Doctor(args) => doctor::run(&args, session, out),
         Command::Inspect(args) => inspect::run(&args, session, out).await,
         Command::Add(args) => files::add(&args, session, out),
         Command::Rm(args) => files::rm(&args, session, out),
         Command::New(args) => project::new(&args, out),
-        Command::Build(args) => project::build(&args, out),
+        Command::Build(args) => project::build(&args, session, out),
     }
 }
 

@@ -66,6 +66,11 @@ impl Session {
         Ok(self.origin.plugins.iter().fold(builder, Builder::plugin_dir))
     }
 
+    /// Whether the configuration lets tools import WASI 0.3.
+    pub(super) fn wasi03(&self) -> Result<bool, ApiError> {
+        Ok(Config::load(&self.config, self.origin.config.is_some())?.plugins.wasi03)
+    }
+
     /// Serves a request that only looks: by the live kernel, else from the store.
     pub(super) async fn look(&self, request: Request) -> Result<Lines, ApiError> {
         if let Found::Kernel(client) = Client::find(&self.data).await? {

@@ -44,6 +44,8 @@ struct Inner {
     /// For components of component-model async, made when the first comes: see [`config`].
     concurrent: OnceLock<Result<Lane, String>>,
     cache_dir: Option<PathBuf>,
+    /// Whether tools may have WASI 0.3.
+    wasi03: bool,
     agents: Linker<agent::AgentStore>,
     /// Who makes the requests of tools.
     clients: Arc<egress::Clients>,
@@ -60,7 +62,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn open(concurrency: bool, cache_dir: Option<&Path>) -> Result<Self, String> {
+    fn open(concurrency: bool, wasi03: bool, cache_dir: Option<&Path>) -> Result<Self, String> {
         let (wasm, pool) = match wasmtime::Engine::new(&config::config(true, concurrency)) {
             Ok(engine) => (engine, Ok(())),
             Err(e) => {
@@ -72,7 +74,7 @@ impl Lane {
             }
         };
         let cache = cache::CodeCache::open(&wasm, cache_dir).map_err(|e| format!("the code cache: {e}"))?;
-        let tools = tool::linker(&wasm).map_err(|e| format!("{e:#}"))?;
+        let tools = tool::linker(&wasm, wasi03).map_err(|e| format!("{e:#}"))?;
         let ticking = Arc::new(AtomicBool::new(true));
         tick(&wasm, Arc::clone(&ticking)).map_err(|e| format!("the epoch ticker: {e}"))?;
         Ok(Self { wasm, cache, tools, pool, ticking })
@@ -123,16 +125,23 @@ impl Image {
 }
 
 impl Engine {
-    /// Builds the engine. The pooling allocator is probed: where the system refuses its address
+    /// Builds the engine; `wasi03`: whether tools may import WASI 0.3. The pooling allocator is probed: where the system refuses its address
     /// space, instances are allocated on demand, slower, and a warning says so.
     ///
     /// # Errors
     /// wasmtime's own, or the cache directory's.
-    pub fn open(cache_dir: Option<&Path>) -> Result<Self, String> {
-        let plain = Lane::open(false, cache_dir)?;
+    pub fn open(cache_dir: Option<&Path>, wasi03: bool) -> Result<Self, String> {
+        let plain = Lane::open(false, false, cache_dir)?;
         let agents = agent::linker(&plain.wasm).map_err(|e| format!("{e:#}"))?;
         let cache_dir = cache_dir.map(Path::to_owned);
-        Ok(Self(Arc::new(Inner { plain, concurrent: OnceLock::new(), cache_dir, agents, clients: Arc::default() })))
+        Ok(Self(Arc::new(Inner {
+            plain,
+            concurrent: OnceLock::new(),
+            cache_dir,
+            wasi03,
+            agents,
+            clients: Arc::default(),
+        })))
     }
 
     /// How many guests the instance pool has room for.
@@ -147,7 +156,7 @@ impl Engine {
     /// tools. What does not fit is refused before anything is compiled.
     pub(crate) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
         let shape = Shape::read(bytes)?;
-        match shape.check()? {
+        match shape.check(self.0.wasi03)? {
             Role::Agent => Ok(Image::Agent(self.agent(digest, bytes).await?)),
             Role::Tool => {
                 let image = self.tools(digest, bytes, limits).await?;
@@ -204,6 +213,9 @@ impl Engine {
             Err(e) if format!("{e:#}").contains("component model async feature") => {
                 engine.concurrent().map_err(wasmtime::Error::msg)?.compile(&name, &owned)
             }
+            Ok(component) if engine.asks_for_wasi03(&component) => {
+                engine.concurrent().map_err(wasmtime::Error::msg)?.compile(&name, &owned)
+            }
             compiled => compiled,
         };
         // Compiling takes a core for long: not on the caller's thread.
@@ -214,8 +226,14 @@ impl Engine {
     }
 
     fn concurrent(&self) -> Result<&Lane, String> {
-        let open = || Lane::open(true, self.0.cache_dir.as_deref());
+        let open = || Lane::open(true, self.0.wasi03, self.0.cache_dir.as_deref());
         self.0.concurrent.get_or_init(open).as_ref().map_err(Clone::clone)
+    }
+
+    /// WASI 0.3 is for engines with concurrency only, also where a component needs no more of it than a clock.
+    fn asks_for_wasi03(&self, component: &Component) -> bool {
+        let ty = component.component_type();
+        self.0.wasi03 && ty.imports(component.engine()).any(|(name, _)| contract::is_wasi03(name))
     }
 
     fn is_plain(&self, component: &Component) -> bool {

@@ -85,8 +85,11 @@ impl ToolData for ToolStore {
 }
 
 /// Everything that tools may import.
-pub(super) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<ToolStore>> {
+pub(super) fn linker(engine: &wasmtime::Engine, wasi03: bool) -> wasmtime::Result<Linker<ToolStore>> {
     let mut linker = Linker::new(engine);
+    if wasi03 {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    }
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     crate::syscall::link::tool(&mut linker)?;

@@ -103,7 +103,7 @@ impl Builder {
             metrics: Metrics::new(Instant::now()),
             store,
         };
-        let loader = Arc::new(Loader::new(Some(self.data.join("cache"))));
+        let loader = Arc::new(Loader::new(Some(self.data.join("cache")), self.config.plugins.wasi03));
         let (registry, notices) = Registry::new(loader, self.config.limits, Arc::clone(&services.tools));
         let (services, started) = (Arc::new(services), Instant::now());
         (Kernel(Arc::new(Inner { setup: self, services, registry, owner, started })), notices)

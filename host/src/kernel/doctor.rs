@@ -64,7 +64,8 @@ impl Examination {
             kept = (usable && dir.is_dir() && cache.state == Health::Ok).then_some(dir);
             checks.push(cache);
         }
-        let (registry, _) = Registry::new(Arc::new(Loader::new(kept)), setup.config.limits, Arc::default());
+        let loader = Arc::new(Loader::new(kept, setup.config.plugins.wasi03));
+        let (registry, _) = Registry::new(loader, setup.config.limits, Arc::default());
         checks.push(sandbox(registry.engine().await));
         let dirs: Vec<_> = setup.plugin_dirs().into_iter().filter(|d| inside || !d.starts_with(&self.data)).collect();
         plugin::load_once(dirs, &registry).await;

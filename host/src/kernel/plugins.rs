@@ -68,7 +68,10 @@ impl Kernel {
 async fn audit_plugins(kernel: Weak<Inner>, mut notices: UnboundedReceiver<Notice>) {
     while let Some(Notice { plugin, what }) = notices.recv().await {
         let (event, object, decision, by) = match what {
-            Happened::Loaded(digest) => ("plugin-load", format!("{plugin} {digest}"), "allow", "kernel"),
+            Happened::Loaded { digest, wasi03 } => {
+                let by = if wasi03 { "wasi03" } else { "kernel" };
+                ("plugin-load", format!("{plugin} {digest}"), "allow", by)
+            }
             Happened::Refused(code) => ("plugin-load", plugin, "deny", code),
             Happened::Unloaded => ("plugin-unload", plugin, "allow", "kernel"),
         };
@@ -79,10 +82,10 @@ async fn audit_plugins(kernel: Weak<Inner>, mut notices: UnboundedReceiver<Notic
     }
 }
 
-/// Looks at a component file and the manifest beside it, as the plugin that the file makes or as `name`. Nothing
-/// of it is compiled or run.
+/// Looks at a component file and the manifest beside it, as the plugin that the file makes or as `name`; `wasi03`:
+/// whether WASI 0.3 is allowed. Nothing of it is compiled or run.
 #[must_use]
-pub fn report_file(path: &Path, name: Option<&str>) -> PluginReport {
+pub fn report_file(path: &Path, name: Option<&str>, wasi03: bool) -> PluginReport {
     let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let name = name.map_or_else(stem, str::to_owned);
     let report = PluginReport { file: Some(path.display().to_string()), name, ..PluginReport::default() };
@@ -92,7 +95,7 @@ pub fn report_file(path: &Path, name: Option<&str>) -> PluginReport {
         Err(fault) => return refused(report, fault),
     };
     let manifest = manifest.map_or_else(|| Ok(Manifest::default()), |text| Manifest::parse(&report.name, &text));
-    let report = report_bytes(report, &component);
+    let report = report_bytes(report, &component, wasi03);
     if let Some(Err(fault)) = wit.map(|text| Comments::parse(&text)).filter(|_| report.ok) {
         return refused(report, fault);
     }
@@ -107,10 +110,10 @@ pub fn report_file(path: &Path, name: Option<&str>) -> PluginReport {
 #[must_use]
 pub fn report_bundled(name: &str) -> Option<PluginReport> {
     let bundled = plugin::bundled().iter().find(|b| b.name == name)?;
-    Some(report_bytes(PluginReport { name: name.to_owned(), ..PluginReport::default() }, bundled.component))
+    Some(report_bytes(PluginReport { name: name.to_owned(), ..PluginReport::default() }, bundled.component, false))
 }
 
-fn report_bytes(report: PluginReport, bytes: &[u8]) -> PluginReport {
+fn report_bytes(report: PluginReport, bytes: &[u8], wasi03: bool) -> PluginReport {
     let report = PluginReport { bytes: bytes.len() as u64, digest: Some(crate::engine::digest(bytes)), ..report };
     let shape = match Shape::read(bytes) {
         Ok(shape) => shape,
@@ -128,7 +131,7 @@ fn report_bytes(report: PluginReport, bytes: &[u8]) -> PluginReport {
         left_out: role.filter(|r| *r == Role::Foreign).map(|_| shape.toolbox().left_out).unwrap_or_default(),
         ..report
     };
-    match shape.check() {
+    match shape.check(wasi03) {
         Ok(_) => report,
         Err(fault) => refused(report, fault),
     }

@@ -75,7 +75,7 @@ impl Kernel {
     /// [`Error::Engine`] where no guest can be run at all.
     pub async fn prove_limits() -> Result<Vec<Proof>, Error> {
         // Building the engine takes some milliseconds of a thread.
-        let opened = tokio::task::spawn_blocking(|| Engine::open(None)).await;
+        let opened = tokio::task::spawn_blocking(|| Engine::open(None, false)).await;
         let engine = opened.map_err(|e| Error::Engine(e.to_string()))?.map_err(Error::Engine)?;
         let executor = ToolExecutor::new(Store::open("memory:", Durability::Process).await?);
         let mut proofs = Vec::new();
@@ -119,7 +119,7 @@ async fn run(engine: &Engine, executor: &ToolExecutor, trial: &Trial) -> Result<
         tool: trial.limit.to_owned(),
         spec: crate::abi::ToolSpec { name: trial.limit.to_owned(), effect: Effect::Pure, ..spec },
         source: Source::Bundled,
-        needs: Needs { files: false, network: false },
+        needs: Needs::default(),
         limits: trial.limits,
         validator,
         code: image,

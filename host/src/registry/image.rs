@@ -22,14 +22,15 @@ use crate::tool::{Invocation, Invoke, Report, SessionEnd};
 #[derive(Debug)]
 pub struct Loader {
     cache: Option<PathBuf>,
+    wasi03: bool,
     engine: OnceCell<Engine>,
 }
 
 impl Loader {
-    /// A loader that keeps compiled code in `cache`.
+    /// A loader that keeps compiled code in `cache`; `wasi03`: whether tools may import WASI 0.3.
     #[must_use]
-    pub fn new(cache: Option<PathBuf>) -> Self {
-        Self { cache, engine: OnceCell::new() }
+    pub fn new(cache: Option<PathBuf>, wasi03: bool) -> Self {
+        Self { cache, wasi03, engine: OnceCell::new() }
     }
 
     /// The engine.
@@ -38,9 +39,10 @@ impl Loader {
     /// See [`Engine::open`].
     pub async fn engine(&self) -> Result<&Engine, String> {
         let open = || {
-            let cache = self.cache.clone();
+            let (cache, wasi03) = (self.cache.clone(), self.wasi03);
             async move {
-                tokio::task::spawn_blocking(move || Engine::open(cache.as_deref())).await.map_err(|e| e.to_string())?
+                let opened = tokio::task::spawn_blocking(move || Engine::open(cache.as_deref(), wasi03));
+                opened.await.map_err(|e| e.to_string())?
             }
         };
         self.engine.get_or_try_init(open).await
@@ -59,9 +61,10 @@ impl Loader {
         })
     }
 
-    /// What a component is, if it was loaded before.
+    /// What a component is, if it was loaded before and is still allowed.
     pub(super) fn remembered(&self, digest: &str) -> Option<Known> {
-        serde_json::from_slice(&fs::read(self.facts(digest)?).ok()?).ok()
+        let known: Known = serde_json::from_slice(&fs::read(self.facts(digest)?).ok()?).ok()?;
+        Some(known).filter(|known| self.wasi03 || !known.asks_for_wasi03())
     }
 
     /// Keeps what a component is. Losing it only means loading the component again.
@@ -101,6 +104,10 @@ impl Known {
                 comment.clone_into(&mut spec.description);
             }
         }
+    }
+
+    pub(super) fn asks_for_wasi03(&self) -> bool {
+        matches!(self, Self::Tools { needs, .. } if needs.wasi03)
     }
 
     pub(super) fn of(image: &Image) -> Self {

@@ -496,3 +496,54 @@ fn a_component_of_component_model_async_is_a_toolbox_under_the_same_limits() {
     let stopped = world.run(&["tool", "call", "later__spin", r#"{"n": 1}"#]);
     assert!(stopped.stderr.contains("fuel"), "{}", stopped.stderr);
 }
+
+/// A component that imports WASI 0.3: a function that answers at once, and one that is waited for.
+const WASI03: &str = r#"(component
+    (import "wasi:random/random@0.3.0" (instance $random (export "get-random-u64" (func (result u64)))))
+    (import "wasi:clocks/monotonic-clock@0.3.0"
+        (instance $clock (export "wait-for" (func async (param "how-long" u64)))))
+    (core func $roll (canon lower (func $random "get-random-u64")))
+    (core func $wait (canon lower (func $clock "wait-for")))
+    (core module $m
+        (import "" "roll" (func $roll (result i64)))
+        (import "" "wait" (func $wait (param i64)))
+        (func (export "roll") (result i64) (i64.shr_u (call $roll) (i64.const 12)))
+        (func (export "nap") (param i64) (result i64) (call $wait (local.get 0)) (local.get 0)))
+    (core instance $i (instantiate $m (with "" (instance
+        (export "roll" (func $roll)) (export "wait" (func $wait))))))
+    (func (export "roll") (result u64) (canon lift (core func $i "roll")))
+    (func (export "nap") async (param "ns" u64) (result u64) (canon lift (core func $i "nap"))))"#;
+
+#[test]
+fn wasi_03_is_for_tools_of_an_operator_who_allows_it() {
+    let world = World::new();
+    let file = world.plugins().join("new.wasm");
+    fs::write(&file, wat::parse_str(WASI03).unwrap()).unwrap();
+    let doctor = || world.run(&["plugin", "doctor", file.to_str().unwrap(), "--json"]);
+    let plugin = || {
+        let all = world.run(&["plugin", "ls", "--json"]).exits(0).lines();
+        all.into_iter().find(|p| p["name"] == "new").unwrap()
+    };
+    let call = |tool: &str, arguments: &str| world.run(&["tool", "call", tool, arguments]);
+    assert_eq!(doctor().exits(2).lines()[0]["diagnosis"]["code"], "wasi03_off");
+    call("new__roll", "{}").exits(2);
+    assert_eq!((&plugin()["diagnosis"]["code"], &plugin()["tools"]), (&json!("wasi03_off"), &json!([])));
+
+    world.configure("[plugins]\nwasi03 = true");
+    assert_eq!(doctor().exits(0).lines()[0]["needs"]["wasi03"], true);
+    let (one, two) = (call("new__roll", "{}").exits(0).stdout, call("new__roll", "{}").exits(0).stdout);
+    assert!(one.trim().parse::<u64>().is_ok() && one != two, "{one} {two}");
+    assert_eq!(call("new__nap", r#"{"ns": 1000000}"#).exits(0).stdout.trim(), "1000000");
+    let audit = world.run(&["audit", "tail", "--json"]).exits(0).lines();
+    let loaded = audit.iter().find(|r| r["event"] == "plugin-load" && r["decision"] == "allow").unwrap();
+    assert_eq!(loaded["by"], "wasi03", "{loaded}");
+
+    world.configure("[plugins]\nwasi03 = true\n[limits]\nwall_ms = 300");
+    let late = call("new__nap", r#"{"ns": 3600000000000}"#).exits(4);
+    assert!(late.stderr.contains("wall"), "{}", late.stderr);
+
+    // What is remembered of it does not outlast the permission.
+    world.configure("");
+    call("new__roll", "{}").exits(2);
+    assert_eq!(plugin()["diagnosis"]["code"], "wasi03_off");
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::cli::error::Error;
 use crate::cli::format::one_line;
 use crate::cli::out::Out;
+use crate::cli::session::Session;
 use crate::contract::FOREIGN;
 use crate::kernel::info::PluginReport;
 use crate::kernel::report_file;
@@ -16,8 +17,8 @@ pub(super) struct Args {
     file: PathBuf,
 }
 
-pub(super) fn run(args: &Args, out: &mut Out) -> Result<(), Error> {
-    let report = report_file(&args.file, None);
+pub(super) fn run(args: &Args, session: &Session, out: &mut Out) -> Result<(), Error> {
+    let report = report_file(&args.file, None, session.wasi03()?);
     if out.json {
         out.line(&serde_json::to_string(&report)?)?;
     } else {

@@ -37,7 +37,7 @@ const PARTS: [&str; 3] = ["toml", "wit", "wasm"];
 
 pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Error> {
     // Under the name that it gets: its manifest may speak of another.
-    let report = report_file(&args.file, args.name.as_deref());
+    let report = report_file(&args.file, args.name.as_deref(), session.wasi03()?);
     let name = report.name.clone();
     doctor::verdict(report)?;
     if is_bundled(&name) {

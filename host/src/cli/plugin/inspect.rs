@@ -25,8 +25,8 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let plugin = if args.what.contains(['/', '.']) { None } else { Some(registered(&args.what, session).await?) };
     let report = match &plugin {
-        None => report_file(Path::new(&args.what), None),
-        Some(PluginInfo { file: Some(file), .. }) => report_file(Path::new(file), None),
+        None => report_file(Path::new(&args.what), None, session.wasi03()?),
+        Some(PluginInfo { file: Some(file), .. }) => report_file(Path::new(file), None, session.wasi03()?),
         Some(PluginInfo { name, .. }) => report_bundled(name).unwrap_or_default(),
     };
     if out.json {

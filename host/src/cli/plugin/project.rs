@@ -11,6 +11,7 @@ use super::files::is_bundled;
 use crate::cli::error::{Error, usage};
 use crate::cli::format::one_line;
 use crate::cli::out::Out;
+use crate::cli::session::Session;
 use crate::kernel::report_file;
 use crate::plugin::check_name;
 use crate::server::error::{ApiError, Code};
@@ -70,7 +71,7 @@ pub(super) fn new(args: &New, out: &mut Out) -> Result<(), Error> {
     out.line(&format!("{name}/src/lib.rs has a tool to begin with. `aok plugin build {name}` makes the component."))
 }
 
-pub(super) fn build(args: &Make, out: &mut Out) -> Result<(), Error> {
+pub(super) fn build(args: &Make, session: &Session, out: &mut Out) -> Result<(), Error> {
     let name = package(&args.dir)?;
     check_name(&name).map_err(|fault| usage(fault.message, fault.hint))?;
     guest_build::ensure_toolchain(false).map_err(|e| {
@@ -90,7 +91,7 @@ pub(super) fn build(args: &Make, out: &mut Out) -> Result<(), Error> {
         let copied = fs::read(&guest.component).and_then(|bytes| fs::write(&file, bytes));
         copied.map_err(|e| failed(&file, &e))?;
     }
-    let report = report_file(&file, None);
+    let report = report_file(&file, None, session.wasi03()?);
     let told = doctor::text(&report);
     doctor::verdict(report)?;
     if out.json {
