@@ -144,14 +144,6 @@ impl Manifest {
         if let Some((limit, _)) = zero.into_iter().find(|(_, is_zero)| *is_zero) {
             return Err(bad(name, format!("its limit `{limit}` is zero: nothing could run")));
         }
-        if manifest.stateful {
-            return Err(Fault {
-                code: "stateful_not_served",
-                message: "its manifest says `stateful = true`, and this aok makes a new instance for each call".into(),
-                hint: "keep what must last in the plugin's state (`agent-os:plugin/state`), and leave `stateful` out"
-                    .into(),
-            });
-        }
         Ok(manifest)
     }
 
@@ -187,14 +179,21 @@ impl Manifest {
     /// Limits of a call, or tools.
     pub fn check_agent(&self) -> Result<(), Fault> {
         self.check_tools(std::iter::empty())?;
-        if self.limits == LimitWishes::default() {
-            return Ok(());
+        if self.limits != LimitWishes::default() {
+            return Err(Fault {
+                code: "invalid_manifest",
+                message: "its `[limits]` are those of a tool's call, and it is an agent".into(),
+                hint: "leave them out: an agent's limits are given to its run, with --max-fuel for example".into(),
+            });
         }
-        Err(Fault {
-            code: "invalid_manifest",
-            message: "its `[limits]` are those of a tool's call, and it is an agent".into(),
-            hint: "leave them out: an agent's limits are given to its run, with --max-fuel for example".into(),
-        })
+        if self.stateful {
+            return Err(Fault {
+                code: "invalid_manifest",
+                message: "`stateful` is about the calls of a tool, and it is an agent".into(),
+                hint: "leave it out: an agent has one instance for its whole run".into(),
+            });
+        }
+        Ok(())
     }
 
     /// Checks that each `[tools.T]` is about a tool that there is.
@@ -318,8 +317,8 @@ mod tests {
         let limited = Manifest::parse("x", "[limits]\nfuel = 5").unwrap();
         assert_eq!(limited.check_agent().unwrap_err().code, "invalid_manifest");
         assert!(Manifest::default().check_agent().is_ok());
-        let stateful = Manifest::parse("x", "stateful = true").unwrap_err();
-        assert_eq!(stateful.code, "stateful_not_served");
+        let stateful = Manifest::parse("x", "stateful = true").unwrap();
+        assert!(stateful.stateful && stateful.check_agent().unwrap_err().message.contains("`stateful`"));
     }
 
     #[test]

@@ -746,6 +746,7 @@ fn entries(
             source: job.found.origin.source(),
             needs,
             limits,
+            stateful: manifest.stateful,
             code: Arc::clone(&code),
             spec: ToolSpec {
                 name: full_name(plugin, &spec.name),

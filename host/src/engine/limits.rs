@@ -32,6 +32,13 @@ impl Meter {
         Self { limits, memory: 0, peak_memory: 0, tables: 0, host_calls: 0, refused: None }
     }
 
+    /// Begins another call of the same instance: what it holds goes on counting, what it does begins anew.
+    pub(crate) fn begin_call(&mut self) {
+        self.peak_memory = self.memory;
+        self.host_calls = 0;
+        self.refused = None;
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }

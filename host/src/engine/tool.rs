@@ -4,12 +4,13 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker, ResourceTable};
+use wasmtime::component::{Component, ComponentExportIndex, Instance, InstancePre, Linker, ResourceTable};
 use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -99,8 +100,17 @@ pub(super) fn linker(engine: &wasmtime::Engine, wasi03: bool) -> wasmtime::Resul
 /// A tool plugin's code, linked and ready to be instantiated.
 pub struct ToolImage {
     engine: Engine,
+    /// Tells it from the image that a plugin had before.
+    id: u64,
     face: Face,
     limits: Limits,
+}
+
+/// An instance that waits for its process's next call.
+struct Live {
+    image: u64,
+    store: Store<ToolStore>,
+    instance: Instance,
 }
 
 /// How a component is called.
@@ -116,10 +126,10 @@ enum Face {
 }
 
 impl Face {
-    fn engine(&self) -> &wasmtime::Engine {
+    fn pre(&self) -> &InstancePre<ToolStore> {
         match self {
-            Self::Provider { pre, .. } => pre.engine(),
-            Self::Foreign { pre, .. } => pre.engine(),
+            Self::Provider { pre, .. } => pre.instance_pre(),
+            Self::Foreign { pre, .. } => pre,
         }
     }
 }
@@ -152,7 +162,7 @@ impl ToolImage {
         let provider = component.get_export_index(None, PROVIDER);
         let call = provider.and_then(|p| component.get_export_index(Some(&p), "call-tool"));
         let call = call.ok_or_else(|| link_refusal(&wasmtime::Error::msg("it exports no `call-tool`")))?;
-        Ok(Self { engine: engine.clone(), face: Face::Provider { pre, call }, limits })
+        Ok(Self::made(engine, Face::Provider { pre, call }, limits))
     }
 
     /// The image of a component that the contract knows nothing of.
@@ -164,7 +174,12 @@ impl ToolImage {
     ) -> Result<Self, Fault> {
         let pre = engine.tool_linker(component).instantiate_pre(component).map_err(|e| link_refusal(&e))?;
         let functions = Functions::new(component.engine(), component, toolbox)?;
-        Ok(Self { engine: engine.clone(), face: Face::Foreign { pre, functions }, limits })
+        Ok(Self::made(engine, Face::Foreign { pre, functions }, limits))
+    }
+
+    fn made(engine: &Engine, face: Face, limits: Limits) -> Self {
+        static IMAGES: AtomicU64 = AtomicU64::new(0);
+        Self { engine: engine.clone(), id: IMAGES.fetch_add(1, Ordering::Relaxed), face, limits }
     }
 
     /// Whether the contract knows nothing of it.
@@ -180,7 +195,6 @@ impl ToolImage {
         fuel: u64,
         began: Instant,
     ) -> wasmtime::Result<Store<ToolStore>> {
-        let wall = Duration::from_millis(self.limits.wall_ms);
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
         let data = ToolStore {
@@ -188,25 +202,59 @@ impl ToolImage {
             session,
             wasi,
             http: egress::context(),
-            egress: Egress::new(Arc::clone(&self.engine.0.clients), hosts, wall, self.limits.host_calls),
+            egress: self.egress(hosts),
             table,
             since_yield: 0,
             fuel_mark: fuel,
-            deadline: began + wall,
+            deadline: began + self.wall(),
         };
-        let mut store = Store::new(self.face.engine(), data);
+        let mut store = Store::new(self.face.pre().engine(), data);
         store.limiter(|data| &mut data.meter);
-        store.set_fuel(fuel)?;
         store.fuel_async_yield_interval(Some(YIELD_INTERVAL))?;
-        store.set_hostcall_fuel(usize::try_from(self.limits.host_call_bytes).unwrap_or(usize::MAX));
-        store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {
             if Instant::now() >= store.data().deadline {
                 return Ok(UpdateDeadline::Interrupt);
             }
             Ok(UpdateDeadline::Continue(1))
         });
+        self.arm(&mut store, fuel)?;
         Ok(store)
+    }
+
+    /// Makes the store of an earlier call that of a new one, with limits of its own. The rights to files are those
+    /// that the process has from its beginning to its end.
+    fn renew(
+        &self,
+        store: &mut Store<ToolStore>,
+        session: Session,
+        hosts: Vec<HostGrant>,
+        fuel: u64,
+        began: Instant,
+    ) -> wasmtime::Result<()> {
+        let data = store.data_mut();
+        data.meter.begin_call();
+        data.session = session;
+        data.egress = self.egress(hosts);
+        data.since_yield = 0;
+        data.fuel_mark = fuel;
+        data.deadline = began + self.wall();
+        self.arm(store, fuel)
+    }
+
+    /// Gives a store what one call may use.
+    fn arm(&self, store: &mut Store<ToolStore>, fuel: u64) -> wasmtime::Result<()> {
+        store.set_fuel(fuel)?;
+        store.set_hostcall_fuel(usize::try_from(self.limits.host_call_bytes).unwrap_or(usize::MAX));
+        store.set_epoch_deadline(1);
+        Ok(())
+    }
+
+    fn egress(&self, hosts: Vec<HostGrant>) -> Egress {
+        Egress::new(Arc::clone(&self.engine.0.clients), hosts, self.wall(), self.limits.host_calls)
+    }
+
+    fn wall(&self) -> Duration {
+        Duration::from_millis(self.limits.wall_ms)
     }
 
     /// Asks the component which tools it has, with no rights. A foreign one is not asked: its border
@@ -246,7 +294,7 @@ impl ToolImage {
         began: Instant,
         call: impl Future<Output = wasmtime::Result<T>>,
     ) -> wasmtime::Result<T> {
-        let deadline = tokio::time::Instant::from_std(began + Duration::from_millis(self.limits.wall_ms));
+        let deadline = tokio::time::Instant::from_std(began + self.wall());
         let mut call = pin!(call);
         let mut timer = None;
         poll_fn(|cx| {
@@ -259,19 +307,25 @@ impl ToolImage {
         .await
     }
 
-    async fn run(&self, store: &mut Store<ToolStore>, call: &Call) -> wasmtime::Result<Result<String, Error>> {
-        let (pre, index) = match &self.face {
-            Face::Provider { pre, call } => (pre.instance_pre(), call),
-            Face::Foreign { pre, functions } => {
+    /// Makes a call in `instance`, or in a new one that is left there.
+    async fn run(
+        &self,
+        store: &mut Store<ToolStore>,
+        instance: &mut Option<Instance>,
+        call: &Call,
+    ) -> wasmtime::Result<Result<String, Error>> {
+        let index = match &self.face {
+            Face::Provider { call, .. } => call,
+            Face::Foreign { functions, .. } => {
                 let function = match functions.call(&call.tool, &call.arguments) {
                     Ok(function) => function,
                     Err(e) => return Ok(Err(e)),
                 };
-                let instance = pre.instantiate_async(&mut *store).await?;
+                let instance = self.enter(store, instance).await?;
                 return function.run(store, &instance, &call.tool).await;
             }
         };
-        let instance = pre.instantiate_async(&mut *store).await?;
+        let instance = self.enter(store, instance).await?;
         let context = tool_provider::CallContext {
             caller: call.caller.0,
             deadline_ms: now_ms() + self.limits.wall_ms,
@@ -280,6 +334,51 @@ impl ToolImage {
         let function = instance.get_typed_func::<CallParams<'_>, CallResults>(&mut *store, index)?;
         let (result,) = function.call_async(store, (&call.tool, &call.arguments, &context)).await?;
         Ok(result.map_err(Error::from))
+    }
+
+    /// The instance that is there, or a new one.
+    async fn enter(&self, store: &mut Store<ToolStore>, place: &mut Option<Instance>) -> wasmtime::Result<Instance> {
+        if let Some(instance) = place {
+            return Ok(*instance);
+        }
+        Ok(*place.insert(self.face.pre().instantiate_async(store).await?))
+    }
+
+    /// Makes a call in an instance of an earlier one, or in a new one. The instance comes back unless the call
+    /// broke it.
+    async fn call(&self, live: Option<Live>, call: Invocation) -> (Report, Option<Live>) {
+        let began = Instant::now();
+        let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session, slot: _ } = call;
+        let failed = |message: String| {
+            let result = Err(Error::new(Errno::Io, message));
+            (Report { result, fuel: 0, memory_bytes: 0, session: SessionEnd::default() }, None)
+        };
+        let (store, mut instance) = match live {
+            Some(Live { mut store, instance, .. }) => {
+                let renewed = self.renew(&mut store, session, rights.hosts, fuel, began);
+                (renewed.map(|()| store), Some(instance))
+            }
+            None => match wasi::tool(&rights) {
+                Ok(wasi) => (self.store(session, wasi, rights.hosts, fuel, began), None),
+                Err(message) => return failed(message),
+            },
+        };
+        let mut store = match store {
+            Ok(store) => store,
+            Err(e) => return failed(e.to_string()),
+        };
+        let call = Call { tool, arguments, caller, idempotency_key };
+        let (result, whole) = match self.within_wall(began, self.run(&mut store, &mut instance, &call)).await {
+            Ok(result) => (result, true),
+            Err(e) => (Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)), false),
+        };
+        let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
+        let data = store.data_mut();
+        let mut session = std::mem::replace(&mut data.session, Session::detached(0));
+        data.egress.report(&mut session);
+        let (ok, memory_bytes) = (result.is_ok(), data.meter.peak_memory());
+        let live = instance.filter(|_| whole).map(|instance| Live { image: self.id, store, instance });
+        (Report { result, fuel: used, memory_bytes, session: session.end(ok) }, live)
     }
 }
 
@@ -294,27 +393,16 @@ struct Call {
 #[async_trait]
 impl Invoke for ToolImage {
     async fn invoke(&self, call: Invocation) -> Report {
-        let began = Instant::now();
-        let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session } = call;
-        let report = |result, fuel, memory_bytes, session| Report { result, fuel, memory_bytes, session };
-        let wasi = match wasi::tool(&rights) {
-            Ok(wasi) => wasi,
-            Err(message) => return report(Err(Error::new(Errno::Io, message)), 0, 0, SessionEnd::default()),
-        };
-        let mut store = match self.store(session, wasi, rights.hosts, fuel, began) {
-            Ok(store) => store,
-            Err(e) => return report(Err(Error::new(Errno::Io, e.to_string())), 0, 0, SessionEnd::default()),
-        };
-        let call = Call { tool, arguments, caller, idempotency_key };
-        let result = match self.within_wall(began, self.run(&mut store, &call)).await {
-            Ok(result) => result,
-            Err(e) => Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)),
-        };
-        let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
-        let mut data = store.into_data();
-        data.egress.report(&mut data.session);
-        let ok = result.is_ok();
-        report(result, used, data.meter.peak_memory(), data.session.end(ok))
+        let Some(slot) = call.slot.clone() else { return self.call(None, call).await.0 };
+        let mut place = slot.lock().await;
+        // Taken out, so that a call that is given up leaves no instance that is in the middle of something.
+        let live = place.take().and_then(|kept| kept.downcast::<Live>().ok());
+        let live = live.filter(|live| live.image == self.id).map(|live| *live);
+        let (report, live) = self.call(live, call).await;
+        if let Some(live) = live {
+            *place = Some(Box::new(live));
+        }
+        report
     }
 }
 

@@ -491,7 +491,7 @@ impl Kernel {
         };
         caller.emit(caller.position(), EventKind::Exit { status: exit.status().to_owned(), answer, message, usage });
         process.end.send_replace(Some(End::Exit(exit.clone())));
-        caller.close_events();
+        caller.close();
         // From here on the store tells of it.
         if let Some(owner) = &self.0.owner {
             lock(&owner.live).remove(&pid);
@@ -520,7 +520,7 @@ fn set_aside(process: &Process, end: End) {
     tracing::warn!(pid = pid.0, "process suspended: {why}; resume it with `aok run --resume {pid}`");
     process.caller.emit(process.caller.position(), EventKind::State { state: ProcessState::Stopped });
     process.end.send_replace(Some(end));
-    process.caller.close_events();
+    process.caller.close();
 }
 
 /// A process that was just put together.

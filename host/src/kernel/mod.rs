@@ -163,7 +163,7 @@ impl Kernel {
             let all: Vec<_> = lock(&owner.live).values().cloned().collect();
             for live in all {
                 live.task.kill().await;
-                live.process.caller.close_events();
+                live.process.caller.close();
             }
             drop(lock(&owner.follower).take());
             self.0.services.models.stop().await;

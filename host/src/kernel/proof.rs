@@ -12,7 +12,7 @@ use crate::plugin;
 use crate::process::Pid;
 use crate::quota::{Limits, MIB};
 use crate::storage::{Durability, Store};
-use crate::tool::{Entry, Report, Source, ToolExecutor};
+use crate::tool::{Client, Entry, Kept, Report, Source, ToolExecutor};
 
 /// So much of everything that the limit on trial is met first; a guest that passes it still ends.
 const AMPLE: Limits = Limits {
@@ -121,13 +121,19 @@ async fn run(engine: &Engine, executor: &ToolExecutor, trial: &Trial) -> Result<
         source: Source::Bundled,
         needs: Needs::default(),
         limits: trial.limits,
+        stateful: false,
         validator,
         code: image,
     };
     let began = Instant::now();
-    let report =
-        executor.run(&tool, "{}".to_owned(), Pid::KERNEL, "proof".to_owned(), Rights::default(), trial.limits.fuel);
-    let report = report.await;
+    let client = Client {
+        pid: Pid::KERNEL,
+        idempotency_key: "proof".to_owned(),
+        rights: Rights::default(),
+        fuel: trial.limits.fuel,
+        kept: &Kept::default(),
+    };
+    let report = executor.run(&tool, "{}".to_owned(), client).await;
     let wall_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(ended(trial.limit, report, wall_ms))
 }

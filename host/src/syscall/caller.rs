@@ -16,7 +16,7 @@ use crate::llm::Models;
 use crate::metrics::Metrics;
 use crate::process::{Event, EventKind, ProcessSpec, Seq, Usage};
 use crate::storage::{JournalRecord, Store};
-use crate::tool::{Entry, ToolExecutor, ToolRegistry, ToolSecurity};
+use crate::tool::{Entry, Kept, ToolExecutor, ToolRegistry, ToolSecurity};
 
 /// The subsystems that the path leads to, shared by all processes.
 #[derive(Debug)]
@@ -90,6 +90,7 @@ struct Inner {
     subscribers: Mutex<Vec<UnboundedSender<Event>>>,
     activity: Mutex<Option<Activity>>,
     stopping: OnceLock<Stop>,
+    kept: Kept,
     started: Instant,
     wall_us_before: u64,
 }
@@ -127,6 +128,7 @@ impl Caller {
             subscribers: Mutex::new(Vec::new()),
             activity: Mutex::new(None),
             stopping: OnceLock::new(),
+            kept: Kept::default(),
             started: Instant::now(),
             wall_us_before: usage.wall_us,
         }))
@@ -162,9 +164,15 @@ impl Caller {
         lock(&self.0.subscribers).push(to);
     }
 
-    /// Ends the events of everybody who watches.
-    pub fn close_events(&self) {
+    /// What the process's stateful plugins keep.
+    pub(super) fn kept(&self) -> &Kept {
+        &self.0.kept
+    }
+
+    /// Ends the events of everybody who watches, and what its plugins kept: the process runs no more.
+    pub fn close(&self) {
         lock(&self.0.subscribers).clear();
+        self.0.kept.clear();
     }
 
     /// Tells the subscribers; those that are gone are forgotten.

@@ -16,7 +16,7 @@ use crate::hook::Hook;
 use crate::llm::{self, Resolved as Asked};
 use crate::process::EventKind;
 use crate::storage::{Change, PageKind};
-use crate::tool::{Entry, LOG_LINE_OVERHEAD, LogLine, Lookup, conflict};
+use crate::tool::{Client, Entry, LOG_LINE_OVERHEAD, LogLine, Lookup, conflict};
 
 /// What the policy stage found for a call.
 pub(super) enum Admitted {
@@ -255,10 +255,14 @@ impl Caller {
             );
         }
         self.set_activity(Some(Activity::Tool(Arc::clone(entry))));
-        let key = format!("{:016x}-{}-{}", self.spec().seed, self.spec().pid, act.ticket.seq);
-        let pid = self.spec().pid;
-        let left = self.fuel_left();
-        let report = self.services().executor.run(entry, arguments.to_owned(), pid, key, rights.clone(), left).await;
+        let client = Client {
+            pid: self.spec().pid,
+            idempotency_key: format!("{:016x}-{}-{}", self.spec().seed, self.spec().pid, act.ticket.seq),
+            rights: rights.clone(),
+            fuel: self.fuel_left(),
+            kept: self.kept(),
+        };
+        let report = self.services().executor.run(entry, arguments.to_owned(), client).await;
         self.set_activity(None);
         self.add_fuel(report.fuel);
         let outcome = match report.result {

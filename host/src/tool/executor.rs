@@ -4,11 +4,26 @@ use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{JsonType, ValidationError};
 use serde_json::Value;
 
-use super::{Entry, Invocation, Report, Session};
+use super::{Entry, Invocation, Kept, Report, Session};
 use crate::abi::{Errno, Error};
 use crate::capability::Rights;
 use crate::process::Pid;
 use crate::storage::Store;
+
+/// On whose behalf a call is made.
+#[derive(Debug)]
+pub struct Client<'a> {
+    /// The process.
+    pub pid: Pid,
+    /// The same for each attempt of one call.
+    pub idempotency_key: String,
+    /// What the call may reach.
+    pub rights: Rights,
+    /// The fuel that the process has left.
+    pub fuel: u64,
+    /// What its stateful plugins keep.
+    pub kept: &'a Kept,
+}
 
 /// Runs tool calls inside their caller's future.
 #[derive(Clone, Debug)]
@@ -48,16 +63,9 @@ impl ToolExecutor {
         })
     }
 
-    /// Runs a checked call. `fuel` is what the caller has left.
-    pub async fn run(
-        &self,
-        tool: &Entry,
-        arguments: String,
-        caller: Pid,
-        idempotency_key: String,
-        rights: Rights,
-        fuel: u64,
-    ) -> Report {
+    /// Runs a checked call.
+    pub async fn run(&self, tool: &Entry, arguments: String, client: Client<'_>) -> Report {
+        let Client { pid: caller, idempotency_key, rights, fuel, kept } = client;
         let session = Session::new(self.store.clone(), caller, &tool.plugin, tool.limits.log);
         let call = Invocation {
             tool: tool.tool.clone(),
@@ -67,6 +75,7 @@ impl ToolExecutor {
             rights,
             fuel: fuel.min(tool.limits.fuel),
             session,
+            slot: tool.stateful.then(|| kept.slot(&tool.plugin)),
         };
         let mut report = tool.code.invoke(call).await;
         if let Ok(text) = &report.result

@@ -3,6 +3,7 @@
 //! It knows specifications, schemas and rights; how a tool's code runs is behind [`Invoke`].
 
 mod executor;
+mod kept;
 mod registry;
 mod security;
 mod session;
@@ -15,7 +16,8 @@ use crate::abi::ToolResult;
 use crate::capability::Rights;
 use crate::process::Pid;
 
-pub use executor::ToolExecutor;
+pub use executor::{Client, ToolExecutor};
+pub use kept::{Kept, Slot};
 pub use registry::{Entry, Lookup, Source, ToolRegistry, full_name};
 pub use security::ToolSecurity;
 pub(crate) use session::{LOG_LINE_OVERHEAD, conflict};
@@ -38,6 +40,8 @@ pub struct Invocation {
     pub fuel: u64,
     /// Log and plugin state of the call.
     pub session: Session,
+    /// Where a stateful plugin's instance is from one call of the process to the next.
+    pub slot: Option<Slot>,
 }
 
 /// What a call gave and what it cost.

@@ -46,6 +46,8 @@ pub struct Entry {
     pub needs: Needs,
     /// Limits of one call.
     pub limits: Limits,
+    /// Whether the plugin has one instance for all calls of a process.
+    pub stateful: bool,
     /// Checks arguments.
     pub validator: jsonschema::Validator,
     /// Runs it.
@@ -202,6 +204,7 @@ mod tests {
             source: Source::Bundled,
             needs: Needs::default(),
             limits: Limits::TOOL,
+            stateful: false,
             code: Arc::new(Nothing),
         }
     }

@@ -23,4 +23,5 @@ mod mcp;
 mod plugins;
 mod project;
 mod sdk;
+mod stateful;
 mod support;

@@ -233,7 +233,6 @@ async fn each_bad_file_gets_its_diagnosis_while_the_others_serve() {
         ("greedy", "[limits]\nmemory = \"64GiB\""),
         ("zero", "[limits]\nfuel = 0"),
         ("ghost", "[tools.nothing]\neffect = \"pure\""),
-        ("keeper", "stateful = true"),
         ("other", "name = \"another\""),
     ] {
         fs::write(lab.path(&format!("{name}.wasm")), &herald).unwrap();
@@ -253,7 +252,6 @@ async fn each_bad_file_gets_its_diagnosis_while_the_others_serve() {
         ("greedy", "limit_too_high", "memory"),
         ("zero", "invalid_manifest", "zero"),
         ("ghost", "unknown_tool", "`nothing`"),
-        ("keeper", "stateful_not_served", "stateful"),
         ("other", "invalid_manifest", "`another`"),
     ] {
         let (got, message) = lab.refused(name).await;
