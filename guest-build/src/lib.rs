@@ -149,6 +149,28 @@ pub fn encode(module: &[u8]) -> Result<Vec<u8>> {
     ComponentEncoder::default().module(module)?.validate(true).encode()
 }
 
+/// The custom section that holds the WIT text of a component's world with its comments, which components lose.
+pub const DOCS_SECTION: &str = "aok-docs";
+
+/// Adds the WIT package in the folder `wit`, comments and all, to a component as its section `aok-docs`.
+///
+/// # Errors
+/// A folder that holds no WIT package.
+pub fn document(mut component: Vec<u8>, wit: &Path) -> Result<Vec<u8>> {
+    let mut resolve = wit_parser::Resolve::default();
+    let package = match resolve.push_dir(wit) {
+        Ok((package, _)) => package,
+        Err(e) => bail!("the WIT in {} cannot be used: {}", wit.display(), resolve.render_error(&e)),
+    };
+    let mut printer = wit_component::WitPrinter::default();
+    printer.print(&resolve, package, &[])?;
+    let text = String::from(printer.output);
+    let section = wasm_encoder::CustomSection { name: DOCS_SECTION.into(), data: text.as_bytes().into() };
+    component.push(wasm_encoder::ComponentSectionId::CoreCustom as u8);
+    wasm_encoder::Encode::encode(&section, &mut component);
+    Ok(component)
+}
+
 /// Makes a component of a core module in text, for a world of the package `plugin` in the folder `wit`.
 ///
 /// # Errors

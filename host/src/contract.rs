@@ -86,6 +86,8 @@ const FILES: &str = "wasi:filesystem/";
 pub struct Shape {
     resolve: Resolve,
     world: WorldId,
+    /// What its section `aok-docs` says of its functions.
+    comments: Result<Comments, Fault>,
 }
 
 /// An interface or function of a component's border, for people.
@@ -105,7 +107,9 @@ impl Shape {
     pub fn read(bytes: &[u8]) -> Result<Self, Fault> {
         check_magic(bytes)?;
         match decode(bytes) {
-            Ok(DecodedWasm::Component(resolve, world)) => Ok(Self { resolve, world }),
+            Ok(DecodedWasm::Component(resolve, world)) => {
+                Ok(Self { resolve, world, comments: Comments::within(bytes) })
+            }
             Ok(DecodedWasm::WitPackage(..)) => Err(Fault {
                 code: "invalid_component",
                 message: "the file is a WIT package: it holds types and no code".into(),
@@ -134,6 +138,9 @@ impl Shape {
 
     /// That at least one of a foreign component's functions can be called.
     fn check_toolbox(&self) -> Result<(), Fault> {
+        if let Err(fault) = &self.comments {
+            return Err(fault.clone());
+        }
         let toolbox = self.toolbox();
         if !toolbox.tools.is_empty() {
             return Ok(());

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use guest_build::DOCS_SECTION;
 use serde_json::{Map, Value, json};
+use wasmparser::{Parser, Payload};
 use wit_parser::{Function, FunctionKind, Type, TypeDefKind, UnresolvedPackageGroup, WorldItem};
 
 use super::{Fault, Shape, behind, drift};
@@ -46,7 +48,28 @@ impl Comments {
     /// # Errors
     /// `invalid_wit`, with the place.
     pub fn parse(text: &str) -> Result<Self, Fault> {
-        let group = UnresolvedPackageGroup::parse("its .wit", text).map_err(|(sources, e)| Fault {
+        Self::read("its .wit", text)
+    }
+
+    /// Those that a component brings along, in the section that `aok plugin build` adds.
+    pub(super) fn within(component: &[u8]) -> Result<Self, Fault> {
+        // Sections of what is within the component have other owners.
+        let mut depth = 0_u32;
+        for payload in Parser::new(0).parse_all(component).map_while(Result::ok) {
+            match payload {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::CustomSection(section) if depth == 0 && section.name() == DOCS_SECTION => {
+                    return Self::read("its section aok-docs", &String::from_utf8_lossy(section.data()));
+                }
+                _ => {}
+            }
+        }
+        Ok(Self::default())
+    }
+
+    fn read(what: &str, text: &str) -> Result<Self, Fault> {
+        let group = UnresolvedPackageGroup::parse(what, text).map_err(|(sources, e)| Fault {
             code: "invalid_wit",
             message: format!("{}: {}", sources.render_location(e.kind().span()), e.kind()),
             hint: "correct it or take it away: only its comments are used".into(),
@@ -151,13 +174,17 @@ impl Shape {
         if let (_, Some(ty)) = function.result.map(|ty| self.outcome(ty)).unwrap_or_default() {
             schemas.of(ty, 0).map_err(|why| format!("its error: {why}"))?;
         }
-        let spec = ToolSpec {
-            name,
-            description: format!(
+        let documented = self.comments.as_ref().ok().and_then(|comments| comments.of(&name)).map(str::to_owned);
+        let signature = || {
+            format!(
                 "`{}`{}",
                 drift::signature(&self.resolve, function),
                 interface.as_ref().map(|name| format!(" of `{name}`")).unwrap_or_default()
-            ),
+            )
+        };
+        let spec = ToolSpec {
+            description: documented.unwrap_or_else(signature),
+            name,
             input_schema: input.object(),
             output_schema: Some(output.map_err(|why| format!("its result: {why}"))?),
             // Nothing says that it is less.

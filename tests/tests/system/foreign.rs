@@ -547,3 +547,46 @@ fn wasi_03_is_for_tools_of_an_operator_who_allows_it() {
     call("new__roll", "{}").exits(2);
     assert_eq!(plugin()["diagnosis"]["code"], "wasi03_off");
 }
+
+/// A component that knows what its functions are for.
+fn documented(docs: &str) -> Vec<u8> {
+    let wit = format!("package demo:units;\n\nworld units {{\n  {docs}\n  export double: func(n: u32) -> u32;\n}}\n");
+    let wat = r#"(module (func (export "double") (param i32) (result i32) (i32.shl (local.get 0) (i32.const 1)))
+        (memory (export "memory") 1))"#;
+    let component = guest_build::of_text(wat, &[("units.wit", &wit)], "units").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("units.wit"), &wit).unwrap();
+    guest_build::document(component, dir.path()).unwrap()
+}
+
+#[test]
+fn a_component_brings_the_comments_of_its_functions_along() {
+    let world = World::new();
+    let file = world.plugins().join("units.wasm");
+    let description = || {
+        let tool = world.run(&["tool", "show", "units__double", "--json"]).exits(0).lines().remove(0);
+        tool["description"].as_str().unwrap().to_owned()
+    };
+    fs::write(&file, documented("/// Doubles a number.\n  /// It wraps at 2^32.")).unwrap();
+    assert_eq!(world.run(&["tool", "call", "units__double", r#"{"n": 21}"#]).exits(0).stdout.trim(), "42");
+    assert_eq!(description(), "Doubles a number.\nIt wraps at 2^32.");
+    // A text beside the file is nearer than the one inside.
+    fs::write(
+        world.plugins().join("units.wit"),
+        "package a:b; world w { /// Twice.\n export double: func(n: u32) -> u32; }",
+    )
+    .unwrap();
+    assert_eq!(description(), "Twice.");
+    fs::remove_file(world.plugins().join("units.wit")).unwrap();
+    fs::write(&file, documented("")).unwrap();
+    assert!(description().contains("func(n: u32) -> u32"));
+
+    // A section that is no WIT is told, wherever it came from.
+    let mut bytes = documented("");
+    let text = bytes.windows(5).rposition(|w| w == b"world").unwrap();
+    bytes[text..text + 5].copy_from_slice(b"wor!d");
+    fs::write(&file, bytes).unwrap();
+    let refused = world.run(&["plugin", "doctor", file.to_str().unwrap(), "--json"]).exits(2).lines().remove(0);
+    assert_eq!(refused["diagnosis"]["code"], "invalid_wit", "{refused}");
+    assert!(refused["diagnosis"]["message"].as_str().unwrap().contains("aok-docs"), "{refused}");
+}

@@ -32,6 +32,19 @@ fn a_new_plugin_is_built_added_and_called_and_what_does_not_compile_is_told() {
     let plugin = listed.iter().find(|p| p["name"] == "my-words").unwrap();
     assert_eq!((&plugin["version"], &plugin["diagnosis"]), (&json!("0.1.0"), &json!(null)));
 
+    // The comments of the project's WIT, where it has some, go into the component.
+    fs::create_dir(project.join("wit")).unwrap();
+    fs::write(project.join("wit/words.wit"), "package my:words; world words { /// Of no use.\n export f: func(); }")
+        .unwrap();
+    author(&world, &["plugin", "build", "my-words"]).exits(0);
+    let component = fs::read(project.join("my-words.wasm")).unwrap();
+    assert!(component.windows(10).any(|w| w == b"Of no use."));
+    fs::write(project.join("wit/words.wit"), "package my:words; world {").unwrap();
+    let wrong = author(&world, &["plugin", "build", "my-words"]).exits(1);
+    assert!(wrong.stderr.contains("error[build_failed]") && wrong.stderr.contains("words.wit:1"), "{}", wrong.stderr);
+
+    fs::remove_dir_all(project.join("wit")).unwrap();
+
     let source = project.join("src/lib.rs");
     let text = fs::read_to_string(&source).unwrap();
     fs::write(&source, text.replace("self.text", "self.txet")).unwrap();

@@ -88,8 +88,14 @@ pub(super) fn build(args: &Make, session: &Session, out: &mut Out) -> Result<(),
     let guests = guest_build::build(&project).map_err(|e| ApiError::new(Code::BuildFailed, format!("{e:#}"), hint))?;
     let file = args.dir.join(format!("{name}.wasm"));
     for guest in guests {
-        let copied = fs::read(&guest.component).and_then(|bytes| fs::write(&file, bytes));
-        copied.map_err(|e| failed(&file, &e))?;
+        let mut component = fs::read(&guest.component).map_err(|e| failed(&guest.component, &e))?;
+        let wit = args.dir.join("wit");
+        if wit.is_dir() {
+            let hint = "correct the WIT files; their comments are what a model is told of the functions";
+            component = guest_build::document(component, &wit)
+                .map_err(|e| ApiError::new(Code::BuildFailed, format!("{e:#}"), hint))?;
+        }
+        fs::write(&file, component).map_err(|e| failed(&file, &e))?;
     }
     let report = report_file(&file, None, session.wasi03()?);
     let told = doctor::text(&report);
