@@ -76,7 +76,7 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
         }
         Command::Call { name, arguments, dirs, hosts } => {
             let (arguments, mounts) = (input::json(arguments)?, input::distinct(dirs)?);
-            let request = Request::ToolCall { name, arguments, mounts, hosts, stop: false };
+            let request = Request::ToolCall { name, arguments, mounts, hosts, stop: false, connection: None };
             call(request, session, out).await
         }
     }

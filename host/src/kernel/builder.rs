@@ -65,6 +65,7 @@ impl Builder {
         let owner = Owner {
             scheduler: self.scheduler()?,
             live: Mutex::default(),
+            connections: super::client::Connections::default(),
             next_pid: AtomicU64::new(store.last_pid().await? + 1),
             chain: tokio::sync::Mutex::new(Chain::resume(Pid::KERNEL, head_of(&heads, Pid::KERNEL))),
             lock: Mutex::new(Some(lock)),
@@ -145,12 +146,12 @@ impl Kernel {
         let store = &self.0.services.store;
         for row in store.processes().await? {
             let pid = row.spec.pid;
-            if row.exit.is_some() || row.spec.agent != super::life::CLIENT {
+            if row.exit.is_some() || row.spec.agent != super::client::CLIENT {
                 continue;
             }
             let mut chain = Chain::resume(pid, head_of(heads, pid));
             let audit = chain.append(now_ms(), "exit", "", "killed", "kernel");
-            let exit = Exit::Killed("its kernel was stopped during the call".to_owned());
+            let exit = Exit::Killed("its kernel was stopped while it served a client".to_owned());
             store.commit(Batch { pid, changes: vec![Change::Exit(exit), Change::Audit(audit)] }).await?;
         }
         Ok(())

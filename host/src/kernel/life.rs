@@ -7,27 +7,22 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::builder::head_of;
-use super::info::{CallReport, ToolInfo};
-use super::query::tool_info;
+use super::client::CLIENT;
 use super::{End, Error, Kernel, Live, Process, SpawnRequest, lock};
-use crate::abi::{Errno, ToolCall};
 use crate::audit::Chain;
-use crate::capability::{HostGrant, Needs, Rights};
+use crate::capability::HostGrant;
 use crate::context::tokens::Counter;
 use crate::context::{NewPage, PageManager};
 use crate::engine::{AgentImage, Ended};
 use crate::hook::{self, Hook, HookEvent};
 use crate::process::{Event, EventKind, Exit, Mount, Pid, ProcessSpec, ProcessState, Usage};
-use crate::quota::{Limits, ResourceQuota};
+use crate::quota::Limits;
 use crate::registry::Agent;
 use crate::storage::{Batch, Change, PageKind};
-use crate::syscall::{Answer, Caller, Life, Outcome, Stop, Syscall, now_ms};
-
-/// The agent name of a process that makes one tool call for a caller outside.
-pub(super) const CLIENT: &str = "client";
+use crate::syscall::{Caller, Life, now_ms};
 
 /// Pages that a spawn makes: system, tools, task.
 const HEAD_PAGES: u64 = 3;
@@ -38,69 +33,6 @@ const MAX_NAME: usize = 128;
 
 /// Most hosts that are granted to a process; each request is held against all of them.
 const MAX_HOSTS: usize = 1_000;
-
-/// A tool call of a client that has begun.
-#[derive(Debug)]
-pub struct ClientCall {
-    pid: Pid,
-    tool: String,
-    receive: oneshot::Receiver<(Result<Answer, Stop>, End)>,
-}
-
-impl ClientCall {
-    /// The client process that makes it.
-    #[must_use]
-    pub fn pid(&self) -> Pid {
-        self.pid
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// A failing store; [`Error::Suspended`] if the kernel ends before the call, or somebody ends the call.
-    pub async fn report(self) -> Result<CallReport, Error> {
-        let Self { pid, tool, receive } = self;
-        let gone = || Error::Suspended { pid, why: "the kernel was shut down".to_owned() };
-        match receive.await.map_err(|_| gone())? {
-            (_, End::Suspended(why)) | (Err(Stop::Store(why)), _) => Err(Error::Suspended { pid, why }),
-            (_, End::Unanswered(source)) => Err(Error::Unanswered { pid, source }),
-            (Ok(answer), End::Exit(_)) => Ok(CallReport {
-                tool,
-                pid: pid.0,
-                outcome: match answer.outcome {
-                    Outcome::Text(text) => Ok(text),
-                    Outcome::Failed(e) => Err(e),
-                    other => Err(crate::abi::Error::new(Errno::Io, format!("{other:?}"))),
-                },
-                fuel: answer.cost.fuel,
-                memory_bytes: answer.cost.memory_bytes,
-                duration_us: answer.cost.duration_us,
-                seq: answer.seq,
-            }),
-            (Err(stop), End::Exit(_)) => Err(Error::State { pid, why: stop.to_string() }),
-        }
-    }
-}
-
-/// The process of a client that calls `tool` with these rights.
-fn client_spec(pid: Pid, tool: String, rights: Rights) -> ProcessSpec {
-    ProcessSpec {
-        pid,
-        ppid: None,
-        name: tool.clone(),
-        agent: CLIENT.to_owned(),
-        digest: String::new(),
-        model: None,
-        group: "default".to_owned(),
-        nice: 0,
-        task: tool,
-        mounts: rights.mounts,
-        hosts: rights.hosts,
-        quota: ResourceQuota::STANDARD,
-        seed: rand::random(),
-        created_ms: now_ms(),
-    }
-}
 
 impl Kernel {
     /// Spawns a process; when this returns it is durable and runnable. The receiver gets all its
@@ -176,7 +108,7 @@ impl Kernel {
             return refuse("is running: follow it with `aok logs`".to_owned());
         }
         if row.spec.agent == CLIENT {
-            return refuse("was a tool call from outside: make the call again".to_owned());
+            return refuse("made the tool calls of a client outside: make the call again".to_owned());
         }
         let agent = self.find_agent(&row.spec.agent).await?;
         if agent.digest != row.spec.digest {
@@ -268,67 +200,6 @@ impl Kernel {
         Ok(self.0.services.store.sync(pid).await?)
     }
 
-    /// Calls a tool as a client process of its own, with the rights given: journaled and audited.
-    ///
-    /// # Errors
-    /// [`Error::UnknownTool`], [`Error::AmbiguousTool`], a failing store. A failing tool is a report.
-    pub async fn call_tool(&self, name: &str, arguments: &str, rights: Rights) -> Result<CallReport, Error> {
-        self.begin_call(name, arguments, rights).await?.report().await
-    }
-
-    /// Begins a call as [`Self::call_tool`] makes it. It goes on whether or not somebody waits for its report;
-    /// [`Self::kill`] of its process stops it.
-    ///
-    /// # Errors
-    /// [`Error::UnknownTool`], [`Error::AmbiguousTool`], a failing store.
-    pub async fn begin_call(&self, name: &str, arguments: &str, rights: Rights) -> Result<ClientCall, Error> {
-        let owner = self.owner()?;
-        self.0.registry.ready_for(name).await;
-        let tool = self.tool(name)?.name;
-        let pid = Pid(owner.next_pid.fetch_add(1, Ordering::Relaxed));
-        let spec = client_spec(pid, tool.clone(), rights);
-        let mut chain = Chain::resume(pid, None);
-        let audit = chain.append(spec.created_ms, "spawn", CLIENT, "allow", "policy");
-        let changes = vec![Change::Spawn(Box::new(spec.clone())), Change::Audit(audit)];
-        self.0.services.store.enqueue(Batch { pid, changes }).await?;
-        let life = Life {
-            spec,
-            pages: PageManager::new(pid, CLIENT_WINDOW),
-            first_page: 1,
-            usage: Usage::default(),
-            chain,
-            journal: Vec::new(),
-        };
-        let Born { process, .. } = self.adopt(life);
-        let call = ToolCall { id: "client".to_owned(), name: tool.clone(), arguments: arguments.to_owned() };
-        let (send, receive) = oneshot::channel();
-        let (kernel, client) = (self.clone(), process.clone());
-        self.start(&process, async move {
-            let answer = client.caller.call(Syscall::Call { call, page: false }).await;
-            let exit = match &answer {
-                Ok(answer) => match &answer.outcome {
-                    Outcome::Text(text) => Exit::Success(text.clone()),
-                    Outcome::Failed(e) if e.code == Errno::Quota => Exit::OverQuota(e.message.clone()),
-                    Outcome::Failed(e) => Exit::Failure(e.message.clone()),
-                    other => Exit::Failure(format!("{other:?}")),
-                },
-                Err(stop) => Exit::Failure(stop.to_string()),
-            };
-            let end = kernel.conclude(&client, exit).await;
-            drop(send.send((answer, end)));
-        })?;
-        Ok(ClientCall { pid, tool, receive })
-    }
-
-    /// The tools that a client with these rights may call, and what the code of each asks for.
-    #[must_use]
-    pub fn tools_offered(&self, rights: Rights) -> Vec<(ToolInfo, Needs)> {
-        let services = &self.0.services;
-        let client = client_spec(Pid::KERNEL, String::new(), rights);
-        let offered = services.tools.all().into_iter().filter(|tool| services.security.offers(&client, tool));
-        offered.map(|tool| (tool_info(&tool), tool.needs)).collect()
-    }
-
     async fn before_spawn(&self, mut request: SpawnRequest) -> Result<SpawnRequest, Error> {
         if request.agent.is_empty() {
             request.agent = "assistant".to_owned();
@@ -416,7 +287,7 @@ impl Kernel {
         Ok(changes)
     }
 
-    fn adopt(&self, life: Life) -> Born {
+    pub(super) fn adopt(&self, life: Life) -> Born {
         let caller = Caller::new(Arc::clone(&self.0.services), life);
         let (send, events) = unbounded_channel();
         caller.subscribe(send);
@@ -450,7 +321,7 @@ impl Kernel {
     }
 
     /// Puts a process on the run queue.
-    fn start(&self, process: &Process, run: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+    pub(super) fn start(&self, process: &Process, run: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
         let owner = self.owner()?;
         let pid = process.caller.spec().pid;
         // Held over both, so that whoever sees the process end also finds it in the table.
@@ -495,6 +366,7 @@ impl Kernel {
         // From here on the store tells of it.
         if let Some(owner) = &self.0.owner {
             lock(&owner.live).remove(&pid);
+            owner.connections.remove(pid);
         }
         End::Exit(exit)
     }
@@ -510,7 +382,7 @@ impl Kernel {
 }
 
 /// Notes that a process left the run queue without an end, and ends its events.
-fn set_aside(process: &Process, end: End) {
+pub(super) fn set_aside(process: &Process, end: End) {
     let pid = process.caller.spec().pid;
     let why = match &end {
         End::Suspended(why) => why.clone(),
@@ -524,8 +396,8 @@ fn set_aside(process: &Process, end: End) {
 }
 
 /// A process that was just put together.
-struct Born {
-    process: Process,
+pub(super) struct Born {
+    pub(super) process: Process,
     events: UnboundedReceiver<Event>,
 }
 
@@ -539,9 +411,6 @@ struct Rewritten {
     group: Option<String>,
     nice: i8,
 }
-
-/// Tokens of a client's window: it never asks a model.
-const CLIENT_WINDOW: u32 = 8192;
 
 fn exit_of(ended: Ended) -> End {
     End::Exit(match ended {

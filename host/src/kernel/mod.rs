@@ -1,6 +1,7 @@
 //! The façade: builds every part in order, owns their lifetimes, and holds no policy.
 
 mod builder;
+mod client;
 mod doctor;
 mod error;
 pub mod info;
@@ -19,9 +20,9 @@ use std::time::Instant;
 use tokio::task::AbortHandle;
 
 pub use builder::Builder;
+pub use client::{ClientCall, Connection};
 pub use doctor::Examination;
 pub use error::Error;
-pub use life::ClientCall;
 pub use plugins::{report_bundled, report_file};
 
 use crate::audit::Chain;
@@ -76,6 +77,7 @@ struct Inner {
 struct Owner {
     scheduler: Scheduler,
     live: Mutex<HashMap<Pid, Live>>,
+    connections: client::Connections,
     next_pid: AtomicU64,
     chain: tokio::sync::Mutex<Chain>,
     lock: Mutex<Option<lock::Lock>>,
@@ -160,6 +162,7 @@ impl Kernel {
     /// Stops all processes where they are (resumable), writes everything out, gives the lock back.
     pub async fn shutdown(&self) {
         if let Some(owner) = &self.0.owner {
+            owner.connections.close_idle(&owner.live).await;
             let all: Vec<_> = lock(&owner.live).values().cloned().collect();
             for live in all {
                 live.task.kill().await;

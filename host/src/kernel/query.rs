@@ -67,18 +67,20 @@ impl Kernel {
     pub async fn unfinished(&self) -> Result<Vec<Pid>, Error> {
         let rows = self.0.services.store.processes().await?;
         let is_left = |row: &ProcessRow| {
-            row.exit.is_none() && row.spec.agent != super::life::CLIENT && self.live(row.spec.pid).is_none()
+            row.exit.is_none() && row.spec.agent != super::client::CLIENT && self.live(row.spec.pid).is_none()
         };
         Ok(rows.into_iter().filter(is_left).map(|row| row.spec.pid).collect())
     }
 
-    /// Processes running now.
+    /// Processes running now. A client that is connected and makes no call does not count.
     #[must_use]
     pub fn running(&self) -> Vec<Pid> {
         let Some(owner) = &self.0.owner else { return Vec::new() };
         let live = lock(&owner.live);
         let mut pids: Vec<_> =
             live.iter().filter(|(_, l)| l.process.end.borrow().is_none()).map(|(pid, _)| *pid).collect();
+        drop(live);
+        pids.retain(|pid| !owner.connections.is_idle(*pid));
         pids.sort_unstable();
         pids
     }

@@ -1,7 +1,8 @@
 //! The Model Context Protocol over a pair of streams: the tools that a client may call, and the calls,
-//! each on the syscall path as a client process. What MCP calls a hint, the tool's effect knows.
+//! each on the syscall path of the connection's process. What MCP calls a hint, the tool's effect knows.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,13 +16,14 @@ use rmcp::model::{
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, ServiceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::Lines;
 use super::error::{ApiError, Code};
-use super::wire::{CallLine, OfferedTool, Request};
+use super::wire::{CallLine, Connected, OfferedTool, Request};
 use crate::abi::Effect;
 use crate::capability::Rights;
+use crate::process::Pid;
 
 /// A request of a connection, and where its answer goes.
 pub type Question = (Request, oneshot::Sender<Result<Lines, ApiError>>);
@@ -57,9 +59,8 @@ pub async fn serve(questions: mpsc::UnboundedSender<Question>, rights: Rights) -
             "docs/mcp.md says how a client is set up",
         )
     };
-    let service =
-        Mcp { kernels: Kernels(questions), rights: Arc::new(rights) }.serve(rmcp::transport::stdio_pipes()).await;
-    let service = match service {
+    let mcp = Mcp { kernels: Kernels(questions), rights: Arc::new(rights), process: Arc::default() };
+    let service = match mcp.serve(rmcp::transport::stdio_pipes()).await {
         Ok(service) => service,
         // It said nothing and left: so a client asks whether there is a server at all.
         Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => return Ok(()),
@@ -73,6 +74,60 @@ pub async fn serve(questions: mpsc::UnboundedSender<Question>, rights: Rights) -
 struct Mcp {
     kernels: Kernels,
     rights: Arc<Rights>,
+    process: Arc<Mutex<Option<Process>>>,
+}
+
+/// The process that makes the connection's calls. It lasts as long as the answer that told of it.
+struct Process {
+    pid: Pid,
+    _answer: Lines,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+impl Mcp {
+    /// The process of this connection; a new one where there is none or `gone` is the one that was.
+    async fn process(&self, gone: Option<Pid>) -> Result<Pid, ApiError> {
+        let mut process = self.process.lock().await;
+        if let Some(process) = process.as_ref().filter(|p| Some(p.pid) != gone) {
+            return Ok(process.pid);
+        }
+        let Rights { mounts, hosts } = Rights::clone(&self.rights);
+        let mut answer = self.kernels.ask(Request::Connect { name: "mcp".to_owned(), mounts, hosts }).await?;
+        let Connected { pid } = first(&mut answer).await?;
+        *process = Some(Process { pid, _answer: answer });
+        Ok(pid)
+    }
+
+    async fn call(&self, name: &str, arguments: &str) -> Result<CallLine, ApiError> {
+        let mut gone = None;
+        loop {
+            let pid = self.process(gone).await?;
+            let call = Request::ToolCall {
+                name: name.to_owned(),
+                arguments: arguments.to_owned(),
+                mounts: Vec::new(),
+                hosts: Vec::new(),
+                stop: true,
+                connection: Some(pid),
+            };
+            let answer = async { first(&mut self.kernels.ask(call).await?).await };
+            match answer.await {
+                // Another kernel, or a process that used up its quota: nothing was begun.
+                Err(e) if e.code == Code::UnknownProcess && gone.is_none() => gone = Some(pid),
+                answer => return answer,
+            }
+        }
+    }
+}
+
+/// The first line of an answer.
+async fn first<T: DeserializeOwned>(answer: &mut Lines) -> Result<T, ApiError> {
+    parse(&answer.next().await.unwrap_or_else(|| Err(ApiError::internal("a request had no answer")))?)
 }
 
 impl ServerHandler for Mcp {
@@ -107,16 +162,9 @@ impl ServerHandler for Mcp {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let Rights { mounts, hosts } = Rights::clone(&self.rights);
         let arguments = Value::Object(request.arguments.unwrap_or_default()).to_string();
-        let call = Request::ToolCall { name: request.name.into_owned(), arguments, mounts, hosts, stop: true };
-        let answer = async {
-            let mut lines = self.kernels.ask(call).await?;
-            let line = lines.next().await.unwrap_or_else(|| Err(ApiError::internal("a tool call gave no answer")))?;
-            parse::<CallLine>(&line)
-        };
         tokio::select! {
-            answer = answer => answer.map(|line| result(line).into()).map_err(broken),
+            answer = self.call(&request.name, &arguments) => answer.map(|line| result(line).into()).map_err(broken),
             // Dropping the answer stops the call.
             () = context.ct.cancelled() => Err(ErrorData::internal_error("the call was cancelled", None)),
             never = tell_progress(&context) => match never {},

@@ -21,7 +21,7 @@ use crate::capability::Rights;
 use crate::kernel::{ClientCall, Kernel};
 use crate::process::{Event, EventKind, Pid};
 use error::ApiError;
-use wire::{CallLine, LogLine, MetricsLine, OfferedTool, Request};
+use wire::{CallLine, Connected, LogLine, MetricsLine, OfferedTool, Request};
 
 /// An answer: JSON lines without their line ends. An error is the last item.
 pub type Lines = BoxStream<'static, Result<String, ApiError>>;
@@ -55,10 +55,21 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::Logs { pid, follow } => log_lines(kernel.clone(), pid, follow).await,
         Request::ToolLs {} => list(kernel.tools()),
         Request::ToolShow { name } => list(vec![kernel.tool(&name)?]),
-        Request::ToolCall { name, arguments, mounts, hosts, stop } => {
+        Request::ToolCall { name, arguments, connection: Some(pid), .. } => {
+            let kernel = kernel.clone();
+            let report = async move { json(&CallLine::from(kernel.call_on(pid, &name, &arguments).await?)) };
+            Ok(stream::once(report).boxed())
+        }
+        Request::ToolCall { name, arguments, mounts, hosts, stop, connection: None } => {
             // Refused before it begins where the name leads nowhere.
             let call = kernel.begin_call(&name, &arguments, Rights { mounts, hosts }).await?;
             Ok(call_line(kernel.clone(), call, stop))
+        }
+        Request::Connect { name, mounts, hosts } => {
+            let connection = kernel.connect(&name, Rights { mounts, hosts }).await?;
+            let first = json(&Connected { pid: connection.pid() })?;
+            let until_then = stream::once(async move { connection.ended().await });
+            Ok(stream::once(async { Ok(first) }).chain(until_then.filter_map(|()| async { None })).boxed())
         }
         Request::ToolsOffered { mounts, hosts } => {
             let offered = kernel.tools_offered(Rights { mounts, hosts }).into_iter();

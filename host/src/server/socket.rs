@@ -59,8 +59,8 @@ pub(super) fn address(dir: &Path, name: &str) -> io::Result<(PathBuf, Option<fs:
     Ok((Path::new("/proc/self/fd").join(handle.as_raw_fd().to_string()).join(name), Some(handle)))
 }
 
-/// The command of [`Request::ToolChanges`].
-const WATCH: &str = "tool-changes";
+/// The commands of [`Request::ToolChanges`] and [`Request::Connect`], whose answers end with their client.
+const WATCHES: [&str; 2] = ["tool-changes", "connect"];
 
 /// How busy the server is, and whether it takes more.
 #[derive(Debug, Default)]
@@ -177,7 +177,7 @@ async fn command(
         return refusal(&ApiError::new(Code::KernelEnding, "the kernel is about to end", "run the command again"));
     };
     // Who only watches for changes keeps no kernel alive.
-    let waits = name != WATCH;
+    let waits = !WATCHES.contains(&name.as_str());
     // A task of its own: a client that goes away must not cut off what its request has begun.
     let work = tokio::spawn(async move { (accept(&shared, &name, &headers, body).await, busy) });
     match work.await {

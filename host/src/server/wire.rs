@@ -85,6 +85,21 @@ pub enum Request {
         /// Whether the call ends with whoever waits for its answer.
         #[serde(default)]
         stop: bool,
+        /// The connection that makes the call; then its rights count, and the call ends with whoever waits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connection: Option<Pid>,
+    },
+    /// Opens a connection: one process for all calls of a client. A [`Connected`], and then nothing until the
+    /// process ends; it ends when nobody reads this answer any more.
+    Connect {
+        /// What `ps` shows.
+        name: String,
+        /// Directories that its tools may see.
+        #[serde(default)]
+        mounts: Vec<Mount>,
+        /// Hosts that its tools may reach.
+        #[serde(default)]
+        hosts: Vec<HostGrant>,
     },
     /// The tools that a client with these rights is offered; each an [`OfferedTool`].
     ToolsOffered {
@@ -325,6 +340,13 @@ impl From<CallReport> for CallLine {
     }
 }
 
+/// The first line of the answer of `connect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connected {
+    /// The process.
+    pub pid: Pid,
+}
+
 /// The answer of `metrics`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetricsLine {
@@ -358,7 +380,15 @@ mod tests {
             Request::Logs { pid, follow: true },
             Request::ToolLs {},
             Request::ToolShow { name: "read".into() },
-            Request::ToolCall { name: "read".into(), arguments: "{\"a\": 1}".into(), mounts, hosts, stop: true },
+            Request::ToolCall {
+                name: "read".into(),
+                arguments: "{\"a\": 1}".into(),
+                mounts,
+                hosts,
+                stop: true,
+                connection: Some(pid),
+            },
+            Request::Connect { name: "x".into(), mounts: vec![], hosts: vec![] },
             Request::PluginLs {},
             Request::AgentLs {},
             Request::Context { pid },

@@ -62,6 +62,19 @@ pub(super) enum Activity {
     Tool(Arc<Entry>),
 }
 
+/// What one call waits on, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting<'a> {
+    caller: &'a Caller,
+    seq: Seq,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(&self.caller.0.activities).retain(|(seq, _)| *seq != self.seq);
+    }
+}
+
 /// What is handed out in call order.
 #[derive(Debug)]
 struct Counters {
@@ -88,7 +101,7 @@ struct Inner {
     /// The agent's clock: the instant of its last outcome.
     clock: Arc<AtomicU64>,
     subscribers: Mutex<Vec<UnboundedSender<Event>>>,
-    activity: Mutex<Option<Activity>>,
+    activities: Mutex<Vec<(Seq, Activity)>>,
     stopping: OnceLock<Stop>,
     kept: Kept,
     started: Instant,
@@ -126,7 +139,7 @@ impl Caller {
             pages: Mutex::new(pages),
             chain: tokio::sync::Mutex::new(chain),
             subscribers: Mutex::new(Vec::new()),
-            activity: Mutex::new(None),
+            activities: Mutex::default(),
             stopping: OnceLock::new(),
             kept: Kept::default(),
             started: Instant::now(),
@@ -192,15 +205,19 @@ impl Caller {
     /// What the process waits on right now, for people.
     #[must_use]
     pub fn activity(&self) -> Option<String> {
-        lock(&self.0.activity).as_ref().map(|what| match what {
+        let name = |what: &Activity| match what {
             Activity::Timer => "timer".to_owned(),
             Activity::Model(name) => format!("model {name}"),
             Activity::Tool(entry) => format!("tool {}", entry.spec.name),
-        })
+        };
+        let names: Vec<_> = lock(&self.0.activities).iter().map(|(_, what)| name(what)).collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 
-    pub(super) fn set_activity(&self, what: Option<Activity>) {
-        *lock(&self.0.activity) = what;
+    /// Says what call `seq` waits on, until the answer is dropped.
+    pub(super) fn waits_on(&self, seq: Seq, what: Activity) -> Waiting<'_> {
+        lock(&self.0.activities).push((seq, what));
+        Waiting { caller: self, seq }
     }
 
     /// The pages. Never held across an await.

@@ -230,9 +230,8 @@ impl Caller {
                 self.state(syscall).await
             }
             (Syscall::Sleep { ms }, _) => {
-                self.set_activity(Some(Activity::Timer));
+                let _waiting = self.waits_on(act.ticket.seq, Activity::Timer);
                 tokio::time::sleep(Duration::from_millis(*ms)).await;
-                self.set_activity(None);
                 Done::default()
             }
             (Syscall::Available, _) => Outcome::Tools(self.offered()).into(),
@@ -254,7 +253,7 @@ impl Caller {
                 EventKind::ToolStart { id: id.to_owned(), name: entry.spec.name.clone(), arguments },
             );
         }
-        self.set_activity(Some(Activity::Tool(Arc::clone(entry))));
+        let waiting = self.waits_on(act.ticket.seq, Activity::Tool(Arc::clone(entry)));
         let client = Client {
             pid: self.spec().pid,
             idempotency_key: format!("{:016x}-{}-{}", self.spec().seed, self.spec().pid, act.ticket.seq),
@@ -263,7 +262,7 @@ impl Caller {
             kept: self.kept(),
         };
         let report = self.services().executor.run(entry, arguments.to_owned(), client).await;
-        self.set_activity(None);
+        drop(waiting);
         self.add_fuel(report.fuel);
         let outcome = match report.result {
             Ok(text) => Outcome::Text(text),
@@ -282,7 +281,6 @@ impl Caller {
     async fn ask_model(&self, act: &Act, options: &Options, call: &ModelCall) -> Result<Done, Stop> {
         let mut evicted = Vec::new();
         let reply = self.model_reply(act, options, call, &mut evicted).await;
-        self.set_activity(None);
         let outcome = match reply {
             Ok(reply) => Outcome::Reply(reply),
             Err(e) if e.is_of_the_provider() => {
@@ -341,7 +339,7 @@ impl Caller {
             self.emit(act.ticket.seq, EventKind::LlmStart { model: asked.name.clone(), prompt_tokens });
             self.announce_evictions(act, &fitted.evicted);
             evicted.append(&mut fitted.evicted);
-            self.set_activity(Some(Activity::Model(asked.name.clone())));
+            let _waiting = self.waits_on(act.ticket.seq, Activity::Model(asked.name.clone()));
             let request = self.request(act, options, call, asked, fitted.messages, prompt_tokens).await?;
             match self.attempt(act, asked, request, prompt_tokens).await {
                 Err(llm::Error::TooLong { .. }) if smaller < MOST_SHRINKS => {

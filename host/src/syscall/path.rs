@@ -42,9 +42,27 @@ impl Caller {
         self.run(ticket, syscall).await
     }
 
+    /// As [`Self::call`], given up when `gone` ends first: its outcome is then that it was interrupted.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_until(&self, syscall: Syscall, gone: impl Future<Output = ()> + Send) -> Result<Answer, Stop> {
+        let ticket = self.reserve(&syscall);
+        self.run_until(ticket, syscall, gone).await
+    }
+
+    pub(super) async fn run(&self, ticket: Ticket, syscall: Syscall) -> Result<Answer, Stop> {
+        self.run_until(ticket, syscall, std::future::pending()).await
+    }
+
     #[tracing::instrument(level = "debug", name = "syscall", skip_all,
         fields(pid = self.spec().pid.0, seq = ticket.seq, call = syscall.name()))]
-    pub(super) async fn run(&self, ticket: Ticket, syscall: Syscall) -> Result<Answer, Stop> {
+    async fn run_until(
+        &self,
+        ticket: Ticket,
+        syscall: Syscall,
+        gone: impl Future<Output = ()> + Send,
+    ) -> Result<Answer, Stop> {
         if let Some(stop) = self.stopping() {
             return Err(stop.clone());
         }
@@ -91,7 +109,11 @@ impl Caller {
         if effect.is_some() && !start_is_durable {
             self.journal_start(&act, effect).await?;
         }
-        let done = self.dispatch(&act, &syscall, &admitted).await?;
+        let done = tokio::select! {
+            biased;
+            done = self.dispatch(&act, &syscall, &admitted) => done?,
+            () = gone => Done::failed(Error::new(Errno::Interrupted, "its caller cancelled it")),
+        };
         self.quota_commit(&syscall, &done);
         let done = self.after_hooks(&syscall, done);
         self.finish(&act, &syscall, effect, done, Decision::by("policy", "allow")).await
@@ -303,6 +325,14 @@ impl Caller {
             self.services().store.enqueue(batch).await?;
         }
         Ok(ended_ms)
+    }
+
+    /// Waits until all that the process did is durable.
+    ///
+    /// # Errors
+    /// [`Stop::Store`].
+    pub async fn settled(&self) -> Result<(), Stop> {
+        self.services().store.sync(self.spec().pid).await.map_err(|e| self.store_failed(&e))
     }
 
     pub(super) fn store_failed(&self, error: &storage::Error) -> Stop {

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
+use agent_os_kernel::capability::Rights;
+use agent_os_kernel::config::Config;
+use agent_os_kernel::kernel::{Error, Kernel};
 use serde_json::{Value, json};
 use system_tests::herald::{put, version};
 
@@ -112,6 +115,16 @@ impl Drop for Client {
     }
 }
 
+/// Counts its calls in a global.
+const TALLY: &str = r#"(component
+    (core module $m
+        (global $calls (mut i32) (i32.const 0))
+        (func (export "next") (result i32)
+            (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+            (global.get $calls)))
+    (core instance $i (instantiate $m))
+    (func (export "next") (result u32) (canon lift (core func $i "next"))))"#;
+
 /// Turns that no test waits for.
 const ENDLESS: u64 = u64::MAX / 8;
 
@@ -154,10 +167,13 @@ fn a_client_lists_the_tools_that_its_grants_allow_and_calls_them() {
     let unknown = client.call("nobody__nothing", &json!({}));
     assert_eq!(unknown["error"]["code"], -32602, "{unknown}");
     assert_eq!(client.end(), Some(0));
-    // Each call was a client process of its own, in the audit log as any other.
+    // One process made the calls, in the audit log as any other, and it ended with the connection.
     let calls = world.run(&["audit", "tail", "-n", "1000", "--json"]).exits(0).lines();
     let tool = |name: &str| calls.iter().filter(|r| r["object"].as_str().is_some_and(|o| o.contains(name))).count();
     assert!(tool("probe__echo") > 0 && tool("fs__list") > 0, "{calls:#?}");
+    let all = world.run(&["ps", "--json"]).exits(0).lines();
+    let seen: Vec<_> = all.iter().map(|p| (&p["name"], &p["state"], &p["exit"]["status"])).collect();
+    assert_eq!(seen, [(&json!("mcp"), &json!("Z"), &json!("success"))], "{all:?}");
     world.run(&["audit", "verify"]).exits(0);
 }
 
@@ -201,22 +217,76 @@ fn a_cancelled_call_stops_and_the_connection_goes_on() {
     let slow = client.begin("tools/call", &json!({"name": "herald__slow", "arguments": {"turns": ENDLESS}}));
     // Another call is answered while it runs.
     assert_eq!(client.call("calc__eval", &json!({"expression": "6*7"}))["result"]["structuredContent"]["value"], 42);
-    let busy = eventually("the slow call's process", || {
+    eventually("the slow call", || {
         let all = world.run(&["ps", "--json"]).exits(0).lines();
-        all.into_iter().find(|p| p["name"] == "herald__slow")
+        all.into_iter().find(|p| p["name"] == "mcp" && p["waiting_on"].to_string().contains("herald__slow"))
     });
     client.send(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": slow}}));
     let ended = eventually("the end of the cancelled call", || {
-        let all = world.run(&["ps", "--json"]).exits(0).lines();
-        all.into_iter().find(|p| p["pid"] == busy["pid"] && p["state"] == "Z")
+        let all = world.run(&["audit", "tail", "-n", "1000", "--json"]).exits(0).lines();
+        all.into_iter().find(|r| r["object"].to_string().contains("herald__slow"))
     });
-    assert_eq!(
-        ended["exit"]["killed"].as_str().or(ended["exit"]["message"].as_str()).map(|m| m.contains("cancelled")),
-        Some(true),
-        "{ended}"
-    );
+    assert_eq!(ended["decision"], "error", "{ended}");
     assert!(client.call("herald__tell", &json!({}))["result"].is_object());
     assert_eq!(client.end(), Some(0));
+}
+
+#[test]
+fn each_connection_has_one_process_for_all_its_calls() {
+    let world = World::new();
+    world.install(HERALD);
+    fs::write(world.plugins().join("tally.wasm"), wat::parse_str(TALLY).unwrap()).unwrap();
+    fs::write(world.plugins().join("tally.toml"), "stateful = true").unwrap();
+    let (mut one, mut two) = (Client::greeted(&world, &[]), Client::greeted(&world, &[]));
+    let next = |client: &mut Client| client.call("tally__next", &json!({}))["result"]["content"][0]["text"].clone();
+    assert_eq!([next(&mut one), next(&mut one), next(&mut two), next(&mut one)], ["1", "2", "1", "3"]);
+    let running = || {
+        let all = world.run(&["ps", "--json"]).exits(0).lines();
+        let mut pids: Vec<u64> = all
+            .iter()
+            .filter(|p| p["name"] == "mcp" && p["state"] != "Z")
+            .map(|p| p["pid"].as_u64().unwrap())
+            .collect();
+        pids.sort_unstable();
+        pids
+    };
+    assert_eq!(running().len(), 2);
+    assert_eq!((one.end(), two.end()), (Some(0), Some(0)));
+    assert!(running().is_empty());
+    world.run(&["audit", "verify"]).exits(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_connection_run_side_by_side_and_end_with_who_waits_or_with_its_process() {
+    let world = endless();
+    let config = Config::load(&world.data().join("aok.toml"), true).unwrap();
+    let builder = Kernel::builder(world.data()).plugin_dir(world.plugins()).config(config);
+    let kernel = builder.start().await.unwrap();
+    let connection = kernel.connect("test", Rights::default()).await.unwrap();
+    let pid = connection.pid();
+    assert!(kernel.running().is_empty(), "one that makes no call keeps no kernel");
+    let slow = || {
+        let (kernel, arguments) = (kernel.clone(), json!({ "turns": ENDLESS }).to_string());
+        tokio::spawn(async move { kernel.call_on(pid, "herald__slow", &arguments).await })
+    };
+    let (given_up, kept) = (slow(), slow());
+    let six = kernel.call_on(pid, "calc__eval", r#"{"expression": "6"}"#).await.unwrap();
+    assert_eq!(six.outcome.unwrap(), r#"{"value":6}"#);
+    assert_eq!(kernel.running(), [pid]);
+    given_up.abort();
+    let seven = kernel.call_on(pid, "calc__eval", r#"{"expression": "7"}"#).await.unwrap();
+    assert_eq!(seven.pid, pid.0);
+    let wrong = kernel.call_on(pid, "nobody__nothing", "{}").await.unwrap_err();
+    assert!(matches!(wrong, Error::UnknownTool { .. }), "{wrong}");
+
+    kernel.kill(pid, "the test has seen enough").await.unwrap();
+    connection.ended().await;
+    let cut = kept.await.unwrap().unwrap_err();
+    assert!(matches!(cut, Error::Suspended { .. }), "{cut}");
+    let late = kernel.call_on(pid, "calc__eval", r#"{"expression": "8"}"#).await.unwrap_err();
+    assert!(matches!(late, Error::UnknownProcess { .. }), "{late}");
+    kernel.shutdown().await;
+    world.run(&["audit", "verify"]).exits(0);
 }
 
 #[test]
