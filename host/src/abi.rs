@@ -4,11 +4,12 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Why a syscall failed, as the guest sees it. Closed; the message carries the detail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Errno {
     /// A grant, a hook or a policy refused it.
@@ -81,7 +82,7 @@ impl Error {
 }
 
 /// What a repeated call of a tool does: decides replay after a crash and parallel execution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Effect {
     /// A function of its arguments alone.
@@ -135,7 +136,7 @@ pub struct ToolSpec {
 }
 
 /// One call that a model or an agent asks for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolCall {
     /// The model's id of the call; results are matched by it.
     pub id: String,
@@ -193,7 +194,7 @@ impl Message {
 }
 
 /// Why the model stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Finish {
     /// It was done.
@@ -207,7 +208,7 @@ pub enum Finish {
 }
 
 /// Tokens of one model call. `input` counts all prompt tokens, the cached ones included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenUsage {
     /// Prompt tokens.
     pub input: u32,
@@ -220,7 +221,7 @@ pub struct TokenUsage {
 }
 
 /// A model's whole reply.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reply {
     /// Its text.
     pub text: String,

@@ -29,6 +29,20 @@ pub(crate) mod tool {
     });
 }
 
+pub(crate) mod hook {
+    wasmtime::component::bindgen!({
+        path: ["../wit/types", "../wit/plugin"],
+        world: "agent-os:plugin/hook",
+        imports: { default: async | trappable },
+        exports: { default: async },
+        with: {
+            "agent-os:types/types": super::agent::agent_os::types::types,
+            "agent-os:plugin/log": super::agent::agent_os::plugin::log,
+            "agent-os:plugin/state": super::agent::agent_os::plugin::state,
+        },
+    });
+}
+
 pub(crate) use agent::agent_os::agent as sys;
 pub(crate) use agent::agent_os::plugin;
 pub(crate) use agent::agent_os::types::types;

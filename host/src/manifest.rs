@@ -112,10 +112,10 @@ pub struct ToolNote {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HookNote {
-    /// Points, as `BEFORE_TOOL_CALL`.
+    /// Points, as `BEFORE_TOOL_CALL`: those of the component's that hold; all when empty.
     pub points: Vec<String>,
-    /// Lower comes first.
-    pub priority: i32,
+    /// Lower comes first; the component's own when absent.
+    pub priority: Option<i32>,
     /// `validate`, `authorize`, `policy` or `telemetry`.
     pub phase: Option<String>,
     /// Glob on the object.
@@ -191,6 +191,22 @@ impl Manifest {
                 code: "invalid_manifest",
                 message: "`stateful` is about the calls of a tool, and it is an agent".into(),
                 hint: "leave it out: an agent has one instance for its whole run".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks that it says nothing that a hook could not keep.
+    ///
+    /// # Errors
+    /// `stateful`, or tools.
+    pub fn check_hook(&self) -> Result<(), Fault> {
+        self.check_tools(std::iter::empty())?;
+        if self.stateful {
+            return Err(Fault {
+                code: "invalid_manifest",
+                message: "`stateful` is about the calls of a tool, and it is a hook".into(),
+                hint: "leave it out: a hook keeps what it needs in its `state`".into(),
             });
         }
         Ok(())

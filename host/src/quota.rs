@@ -3,6 +3,7 @@
 //! There is no value that means "unlimited" and no limit without a number. Pure arithmetic; who
 //! enforces each is written beside it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Bytes in a MiB.
@@ -46,6 +47,19 @@ impl Limits {
         host_call_bytes: 8 * MIB,
     };
 
+    /// The limits of one answer of a hook, each under the operator's `[limits]`: a hook stands in the way of others.
+    pub const HOOK: Self = Self {
+        fuel: 2_000_000_000,
+        memory: 128 * MIB,
+        tables: 20_000,
+        instances: 64,
+        wall_ms: 2_000,
+        output: 4 * MIB,
+        log: 64 * 1024,
+        host_calls: 1_000,
+        host_call_bytes: 8 * MIB,
+    };
+
     /// The limits of an agent's instance; its fuel and wall time come from its [`ResourceQuota`].
     pub const AGENT: Self = Self {
         fuel: ResourceQuota::STANDARD.fuel,
@@ -60,6 +74,24 @@ impl Limits {
     };
 }
 
+impl Limits {
+    /// The smaller of each.
+    #[must_use]
+    pub fn both(self, other: Self) -> Self {
+        Self {
+            fuel: self.fuel.min(other.fuel),
+            memory: self.memory.min(other.memory),
+            tables: self.tables.min(other.tables),
+            instances: self.instances.min(other.instances),
+            wall_ms: self.wall_ms.min(other.wall_ms),
+            output: self.output.min(other.output),
+            log: self.log.min(other.log),
+            host_calls: self.host_calls.min(other.host_calls),
+            host_call_bytes: self.host_call_bytes.min(other.host_call_bytes),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self::TOOL
@@ -67,7 +99,7 @@ impl Default for Limits {
 }
 
 /// What a process may use in its whole life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResourceQuota {
     /// Fuel, its tools' included.
     pub fuel: u64,

@@ -18,14 +18,16 @@ pub use files::{Contents, Files, Stamp};
 pub use image::{Counts, Loader};
 
 use crate::abi::ToolSpec;
-use crate::capability::Needs;
-use crate::contract::{Comments, Fault};
+use crate::capability::{Needs, Rights};
+use crate::contract::{Comments, Fault, Role};
 use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
-use crate::manifest::{Manifest, Permissions};
+use crate::hook::{Handler, Hook, HookChain, Phase, Stored, Subscription};
+use crate::manifest::{HookNote, Manifest, Permissions};
 use crate::quota::Limits;
+use crate::storage::Store;
 use crate::tool::{Entry, Invoke, Source, ToolRegistry, full_name};
 use files::Unread;
-use image::{Code, Known, Lazy, LazyTools};
+use image::{Code, Known, Lazy, LazyHook, LazyTools};
 
 /// A plugin that was found, before anybody looked into it.
 #[derive(Clone, Debug)]
@@ -114,6 +116,8 @@ pub struct Record {
     pub version: Option<String>,
     /// Full names of its tools.
     pub tools: Vec<String>,
+    /// The points where it stands as a hook.
+    pub hooks: Vec<Hook>,
     /// Whether it is an agent.
     pub is_agent: bool,
     /// Whether it was not written for the contract.
@@ -172,6 +176,8 @@ pub enum Happened {
     Refused(&'static str),
     /// It serves no more.
     Unloaded,
+    /// Its hooks are not asked any more, for this reason.
+    Barred(String),
 }
 
 /// An agent that can be spawned.
@@ -224,6 +230,7 @@ struct Serving {
     version: Option<String>,
     requested: Permissions,
     tools: Vec<String>,
+    hooks: Vec<Hook>,
     foreign: bool,
     wasi03: bool,
     agent: Option<Agent>,
@@ -263,6 +270,7 @@ impl Plugin {
             digest: serving.map(|s| s.digest.clone()).or_else(|| self.refused_digest.clone()),
             version: serving.and_then(|s| s.version.clone()),
             tools: serving.map(|s| s.tools.clone()).unwrap_or_default(),
+            hooks: serving.map(|s| s.hooks.clone()).unwrap_or_default(),
             is_agent: serving.is_some_and(|s| s.agent.is_some()),
             is_foreign: serving.is_some_and(|s| s.foreign),
             requested: serving.map(|s| s.requested.clone()).unwrap_or_default(),
@@ -304,6 +312,8 @@ struct Shared {
     loader: Arc<Loader>,
     limits: Limits,
     tools: Arc<ToolRegistry>,
+    hooks: Arc<HookChain>,
+    store: Store,
     plugins: Mutex<Vec<Plugin>>,
     /// Loads under way at once: each may hold a large component and its compiler.
     turns: Semaphore,
@@ -313,18 +323,26 @@ struct Shared {
 }
 
 impl Registry {
-    /// An empty registry, whose tools go into `tools`; `limits` are the most that one tool call may use.
-    /// The receiver gets what the audit log should hold.
+    /// An empty registry, whose tools go into `tools` and whose hooks into `hooks`; `limits` are the most that one
+    /// tool call may use, `store` is where hooks keep their state. The receiver gets what the audit log should hold.
     #[must_use]
     pub fn new(
         loader: Arc<Loader>,
         limits: Limits,
         tools: Arc<ToolRegistry>,
+        hooks: Arc<HookChain>,
+        store: Store,
     ) -> (Self, mpsc::UnboundedReceiver<Notice>) {
         let (notices, receiver) = mpsc::unbounded_channel();
         let plugins = Mutex::default();
         let turns = Semaphore::new(LOADS_AT_ONCE);
-        let shared = Shared { loader, limits, tools, plugins, turns, version: watch::Sender::new(0), notices };
+        let barred = notices.clone();
+        hooks.when_barred(move |plugin, why| {
+            let notice = Notice { plugin: plugin.to_owned(), what: Happened::Barred(why.to_owned()) };
+            let _ = barred.send(notice); // nobody listens in a kernel that only reads
+        });
+        let version = watch::Sender::new(0);
+        let shared = Shared { loader, limits, tools, hooks, store, plugins, turns, version, notices };
         (Self(Arc::new(shared)), receiver)
     }
 
@@ -510,10 +528,8 @@ impl Registry {
     }
 
     fn unload(&self, plugin: &Plugin) {
-        if let Some(serving) = &plugin.serving {
-            if !serving.tools.is_empty() {
-                self.0.tools.withdraw(&plugin.found.name);
-            }
+        if plugin.serving.is_some() {
+            self.withdraw(&plugin.found.name);
             self.tell(&plugin.found.name, Happened::Unloaded);
         }
     }
@@ -573,15 +589,12 @@ impl Registry {
         };
         let Read { digest, component, notes } = read;
         let refused = |fault| Loaded::Refused { digest: Some(digest.clone()), fault };
-        let limits = match notes.manifest.within(self.0.limits) {
-            Ok(limits) => limits,
-            Err(fault) => return refused(fault),
-        };
+        let allowed = |role| self.allowed(role, &notes.manifest);
         let bytes = match &found.origin {
             Origin::Bundled { bytes, .. } => bytes,
             Origin::Files(_) => &component[..],
         };
-        match self.0.loader.load(&digest, bytes, limits).await {
+        match self.0.loader.load(&digest, bytes, &allowed).await {
             Ok(image) => {
                 let known = Known::of(&image);
                 self.0.loader.remember(&digest, &known);
@@ -589,6 +602,21 @@ impl Registry {
             }
             Err(fault) => refused(fault),
         }
+    }
+
+    /// What one call of a component in this role may use.
+    fn allowed(&self, role: Role, manifest: &Manifest) -> Result<Limits, Fault> {
+        match role {
+            Role::Hook => manifest.within(self.0.limits.both(Limits::HOOK)),
+            Role::Tool | Role::Foreign => manifest.within(self.0.limits),
+            Role::Agent => Ok(Limits::AGENT),
+        }
+    }
+
+    /// Takes out all that a plugin serves by name.
+    fn withdraw(&self, plugin: &str) {
+        self.0.tools.withdraw(plugin);
+        self.0.hooks.withdraw(plugin);
     }
 
     /// Ends a load: its plugin serves what was loaded, from now on, or is refused.
@@ -654,6 +682,7 @@ impl Registry {
             version: manifest.version.clone(),
             requested: manifest.permissions.clone(),
             tools: Vec::new(),
+            hooks: Vec::new(),
             foreign: false,
             wasi03: known.asks_for_wasi03(),
             agent: None,
@@ -663,13 +692,13 @@ impl Registry {
                 manifest.check_agent()?;
                 let lazy = Arc::new(Lazy::new(code(Limits::AGENT), image.and_then(Image::agent)));
                 let source = job.found.origin.source();
-                self.0.tools.withdraw(name);
+                self.withdraw(name);
                 serving.agent = Some(Agent { name: name.clone(), digest: digest.to_owned(), source, lazy });
             }
             Known::Tools { specs, needs, foreign } => {
                 serving.foreign = foreign;
                 manifest.check_tools(specs.iter().map(|s| s.name.as_str()))?;
-                let limits = manifest.within(self.0.limits)?;
+                let limits = self.allowed(Role::Tool, &manifest)?;
                 let lazy = Lazy::new(code(limits), image.and_then(Image::tools));
                 let tools = entries(job, &manifest, specs, needs, lazy)?;
                 serving.tools = tools.iter().map(|e| e.spec.name.clone()).collect();
@@ -678,6 +707,21 @@ impl Registry {
                     message: format!("its tool name `{taken}` belongs to the plugin `{owner}`"),
                     hint: "rename the tool or the file".into(),
                 })?;
+                self.0.hooks.withdraw(name);
+            }
+            Known::Hook { subscriptions, .. } => {
+                manifest.check_hook()?;
+                let limits = self.allowed(Role::Hook, &manifest)?;
+                let at = placed(subscriptions, manifest.hook.as_ref())?;
+                serving.hooks = at.iter().map(|s| s.point).collect();
+                serving.hooks.dedup();
+                let lazy = Lazy::new(code(limits), image.and_then(Image::hook));
+                let counts = Arc::clone(&job.counts);
+                let code = Arc::new(LazyHook { lazy, counts, rights: Rights::default() });
+                let handler: Arc<dyn Handler> =
+                    Arc::new(Stored { code, store: self.0.store.clone(), plugin: name.clone(), log_limit: limits.log });
+                self.0.tools.withdraw(name);
+                self.0.hooks.swap(name, at, &handler, false);
             }
         }
         Ok(serving)
@@ -757,6 +801,40 @@ fn entries(
         })
     };
     specs.into_iter().map(entry).collect()
+}
+
+/// Where a hook stands, as its manifest has it.
+fn placed(subscriptions: Vec<Subscription>, note: Option<&HookNote>) -> Result<Vec<Subscription>, Fault> {
+    let Some(note) = note else { return Ok(subscriptions) };
+    let wrong = |message: String, hint: String| Fault { code: "invalid_manifest", message, hint };
+    let mut points = Vec::new();
+    for name in &note.points {
+        let all = || Hook::ALL.map(Hook::name).join(", ");
+        let point = Hook::from_name(name)
+            .ok_or_else(|| wrong(format!("its `[hook]` names a point `{name}` that there is not"), all()))?;
+        if !subscriptions.iter().any(|s| s.point == point) {
+            let own: Vec<_> = subscriptions.iter().map(|s| s.point.name()).collect();
+            let message = format!("its `[hook]` names {point}, which the component does not ask for");
+            return Err(wrong(message, format!("it asks for: {}", own.join(", "))));
+        }
+        points.push(point);
+    }
+    let phase = note.phase.as_deref().map(|word| {
+        let phase = Phase::ALL.into_iter().find(|p| p.name() == word);
+        phase.ok_or_else(|| {
+            let message = format!("the phase of its `[hook]` is `{word}`, which there is not");
+            wrong(message, "it is validate, authorize, policy or telemetry".to_owned())
+        })
+    });
+    let phase = phase.transpose()?;
+    let kept = subscriptions.into_iter().filter(|s| points.is_empty() || points.contains(&s.point));
+    let placed = |s: Subscription| Subscription {
+        point: s.point,
+        phase: phase.unwrap_or(s.phase),
+        priority: note.priority.unwrap_or(s.priority),
+        matcher: note.matcher.clone().or(s.matcher),
+    };
+    Ok(kept.map(placed).collect())
 }
 
 /// What tells one plugin from another: its name, and its file.

@@ -9,6 +9,7 @@ mod context;
 mod doctor;
 mod error;
 mod format;
+mod hook;
 mod input;
 mod logs;
 mod mcp;
@@ -44,7 +45,7 @@ aok runs LLM agents as sandboxed, durable processes.
   aok run --resume PID                               continue an unfinished one
   aok ps · logs PID · context PID                    look at processes
   aok tool ls | show NAME | call NAME JSON · mcp     tools, also for MCP clients
-  aok plugin ls · agent ls · audit tail · metrics    the rest
+  aok plugin ls · agent ls · hook ls · audit tail · metrics
   aok doctor                                         what works here, and the fix
   aok help [COMMAND]                                 every option
 ";
@@ -87,6 +88,7 @@ enum Command {
     Tool(tool::Args),
     Plugin(plugin::Args),
     Agent(agent::Args),
+    Hook(hook::Args),
     Context(context::Args),
     Audit(audit::Args),
     Metrics(metrics::Args),
@@ -113,6 +115,7 @@ impl Command {
             Self::Tool(args) => tool::run(args, session, out).await,
             Self::Plugin(args) => plugin::run(args, session, out).await,
             Self::Agent(args) => agent::run(args, session, out).await,
+            Self::Hook(args) => hook::run(args, session, out).await,
             Self::Context(args) => context::run(args, session, out).await,
             Self::Audit(args) => audit::run(args, session, out).await,
             Self::Metrics(args) => metrics::run(args, session, out).await,
@@ -243,6 +246,7 @@ mod tests {
             &["tool", "show", "x"],
             &["plugin", "ls"],
             &["agent", "ls"],
+            &["hook", "ls"],
             &["context", "1"],
             &["audit", "tail", "1", "-n", "5"],
             &["audit", "verify"],

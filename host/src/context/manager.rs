@@ -235,10 +235,7 @@ impl PageManager {
     /// Call it before each [`Self::window`] that a model gets. `_now_ms` is for replacement that weighs
     /// recency; oldest first needs no clock.
     pub fn make_room(&mut self, reserve_tokens: u32, _now_ms: u64) -> Vec<(u64, PageMeta)> {
-        self.reserve = reserve_tokens;
-        let victims = SwapManager::victims(&self.turns(), self.unabridged(), self.high());
-        let victims: BTreeSet<u64> = victims.into_iter().collect();
-        let gone: Vec<u64> = self.resident.values().filter(|p| victims.contains(&p.turn)).map(|p| p.id).collect();
+        let gone = self.leaving(reserve_tokens);
         let mut changes = Vec::with_capacity(gone.len());
         for id in gone {
             if let Some(mut page) = self.resident.remove(&id) {
@@ -249,6 +246,14 @@ impl PageManager {
             }
         }
         changes
+    }
+
+    /// The pages that [`Self::make_room`] would swap out.
+    pub fn leaving(&mut self, reserve_tokens: u32) -> Vec<u64> {
+        self.reserve = reserve_tokens;
+        let victims = SwapManager::victims(&self.turns(), self.unabridged(), self.high());
+        let victims: BTreeSet<u64> = victims.into_iter().collect();
+        self.resident.values().filter(|p| victims.contains(&p.turn)).map(|p| p.id).collect()
     }
 
     /// The window as messages: system, task, stub of the swapped pages, history in id order. Tool

@@ -8,7 +8,9 @@ mod cache;
 mod config;
 mod egress;
 mod foreign;
+mod hook;
 mod limits;
+mod nested;
 mod tool;
 mod value;
 mod wasi;
@@ -22,11 +24,13 @@ use wasmtime::component::{Component, Linker};
 
 pub use agent::{AgentImage, Ended};
 pub use config::config;
+pub use hook::HookImage;
 pub use tool::ToolImage;
 
 use crate::abi::ToolSpec;
 use crate::capability::Needs;
 use crate::contract::{self, Fault, Role, Shape};
+use crate::hook::Subscription;
 use crate::quota::Limits;
 
 /// Fuel between two yields of a guest. One poll of a process runs at most this much.
@@ -55,7 +59,8 @@ struct Inner {
 struct Lane {
     wasm: wasmtime::Engine,
     cache: cache::CodeCache,
-    tools: Linker<tool::ToolStore>,
+    /// For what a syscall starts: tools and hooks.
+    nested: Linker<nested::NestedStore>,
     /// Why there is no instance pool, where there is none.
     pool: Result<(), String>,
     ticking: Arc<AtomicBool>,
@@ -74,10 +79,10 @@ impl Lane {
             }
         };
         let cache = cache::CodeCache::open(&wasm, cache_dir).map_err(|e| format!("the code cache: {e}"))?;
-        let tools = tool::linker(&wasm, wasi03).map_err(|e| format!("{e:#}"))?;
+        let nested = nested::linker(&wasm, wasi03).map_err(|e| format!("{e:#}"))?;
         let ticking = Arc::new(AtomicBool::new(true));
         tick(&wasm, Arc::clone(&ticking)).map_err(|e| format!("the epoch ticker: {e}"))?;
-        Ok(Self { wasm, cache, tools, pool, ticking })
+        Ok(Self { wasm, cache, nested, pool, ticking })
     }
 
     fn compile(&self, digest: &str, bytes: &[u8]) -> wasmtime::Result<Component> {
@@ -97,6 +102,9 @@ impl Drop for Lane {
     }
 }
 
+/// The limits that a component of a role may use in one call, or why it cannot have what it asks for.
+pub(crate) type Allowed<'a> = &'a (dyn Fn(Role) -> Result<Limits, Fault> + Sync);
+
 /// A component that is ready to run.
 #[derive(Debug)]
 pub(crate) enum Image {
@@ -104,6 +112,8 @@ pub(crate) enum Image {
     Tools(Arc<ToolImage>, Vec<ToolSpec>, Needs),
     /// An agent.
     Agent(Arc<AgentImage>),
+    /// A hook, what it wants to hear of, and what its code asks for.
+    Hook(Arc<HookImage>, Vec<Subscription>, Needs),
 }
 
 impl Image {
@@ -111,7 +121,7 @@ impl Image {
     pub(crate) fn agent(self) -> Option<Arc<AgentImage>> {
         match self {
             Self::Agent(agent) => Some(agent),
-            Self::Tools(..) => None,
+            Self::Tools(..) | Self::Hook(..) => None,
         }
     }
 
@@ -119,7 +129,15 @@ impl Image {
     pub(crate) fn tools(self) -> Option<Arc<ToolImage>> {
         match self {
             Self::Tools(tools, ..) => Some(tools),
-            Self::Agent(_) => None,
+            Self::Agent(_) | Self::Hook(..) => None,
+        }
+    }
+
+    /// The hook, if it is one.
+    pub(crate) fn hook(self) -> Option<Arc<HookImage>> {
+        match self {
+            Self::Hook(hook, ..) => Some(hook),
+            Self::Tools(..) | Self::Agent(_) => None,
         }
     }
 }
@@ -152,11 +170,13 @@ impl Engine {
         self.0.plain.pool.as_ref().map(|()| config::MAX_COMPONENTS).map_err(String::as_str)
     }
 
-    /// Checks a component against the contract, compiles it (or loads it) and, for a tool, asks for its
-    /// tools. What does not fit is refused before anything is compiled.
-    pub(crate) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
+    /// Checks a component against the contract, compiles it (or loads it) and asks a tool for its tools and a hook
+    /// for its points. What does not fit is refused before anything is compiled.
+    pub(crate) async fn load(&self, digest: &str, bytes: &[u8], allowed: Allowed<'_>) -> Result<Image, Fault> {
         let shape = Shape::read(bytes)?;
-        match shape.check(self.0.wasi03)? {
+        let role = shape.check(self.0.wasi03)?;
+        let limits = allowed(role)?;
+        match role {
             Role::Agent => Ok(Image::Agent(self.agent(digest, bytes).await?)),
             Role::Tool => {
                 let image = self.tools(digest, bytes, limits).await?;
@@ -173,11 +193,11 @@ impl Engine {
                 let image = ToolImage::foreign(self, &component, toolbox, limits)?;
                 Ok(Image::Tools(Arc::new(image), specs, shape.needs()))
             }
-            Role::Hook => Err(Fault {
-                code: "hooks_not_served",
-                message: "it is a hook, and this aok does not call hook components yet".into(),
-                hint: "take it out, so that nobody relies on it".into(),
-            }),
+            Role::Hook => {
+                let image = self.hook(digest, bytes, limits).await?;
+                let subscriptions = image.subscriptions().await?;
+                Ok(Image::Hook(image, subscriptions, shape.needs()))
+            }
         }
     }
 
@@ -203,6 +223,12 @@ impl Engine {
             ToolImage::foreign(self, &component, Shape::read(bytes)?.toolbox(), limits)?
         };
         Ok(Arc::new(image))
+    }
+
+    /// The image of a hook that was checked before.
+    pub(crate) async fn hook(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Arc<HookImage>, Fault> {
+        let component = self.component(digest, bytes).await?;
+        Ok(Arc::new(HookImage::new(self, &component, limits)?))
     }
 
     /// The compiled component, on the plain engine unless it needs component-model async.
@@ -241,10 +267,10 @@ impl Engine {
     }
 
     /// The linker of the engine that a component was compiled for.
-    fn tool_linker(&self, component: &Component) -> &Linker<tool::ToolStore> {
+    fn nested_linker(&self, component: &Component) -> &Linker<nested::NestedStore> {
         match self.0.concurrent.get() {
-            Some(Ok(lane)) if !self.is_plain(component) => &lane.tools,
-            _ => &self.0.plain.tools,
+            Some(Ok(lane)) if !self.is_plain(component) => &lane.nested,
+            _ => &self.0.plain.nested,
         }
     }
 }

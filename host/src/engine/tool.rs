@@ -1,137 +1,49 @@
 //! Tool calls: a fresh store per call from a warm `InstancePre`, run inside the caller's future.
 
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use wasmtime::component::{Component, ComponentExportIndex, Instance, InstancePre, Linker, ResourceTable};
-use wasmtime::{Store, UpdateDeadline};
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime::Store;
+use wasmtime::component::{Component, ComponentExportIndex, Instance};
 
-use super::egress::{self, Egress};
 use super::foreign::Functions;
-use super::limits::{Fall, Meter, classify};
-use super::{Engine, YIELD_INTERVAL, link_refusal, wasi};
+use super::limits::{Fall, classify};
+use super::nested::{Nested, NestedStore};
+use super::{Engine, link_refusal};
 use crate::abi::{Errno, Error, ToolSpec};
-use crate::bindings::tool as world;
 use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
 use crate::bindings::types;
-use crate::capability::HostGrant;
+use crate::capability::Rights;
 use crate::contract::{Fault, Toolbox};
 use crate::process::Pid;
 use crate::quota::Limits;
-use crate::syscall::link::{GuestData, ToolData};
 use crate::syscall::now_ms;
 use crate::tool::{Invocation, Invoke, Report, Session, SessionEnd};
 
-/// Files, streams, header lists and the like that one call may hold at once: they are the kernel's memory.
-const MAX_HANDLES: usize = 4_096;
-
-/// The data of a tool's store.
-pub(super) struct ToolStore {
-    meter: Meter,
-    session: Session,
-    /// Made when the guest first asks for it, unless it has rights to carry.
-    wasi: Option<Box<WasiCtx>>,
-    http: WasiHttpCtx,
-    egress: Egress,
-    table: ResourceTable,
-    since_yield: u64,
-    fuel_mark: u64,
-    deadline: Instant,
-}
-
-impl WasiView for ToolStore {
-    fn ctx(&mut self) -> WasiCtxView<'_> {
-        let ctx = self.wasi.get_or_insert_with(|| Box::new(wasi::without_rights()));
-        WasiCtxView { ctx, table: &mut self.table }
-    }
-}
-
-impl WasiHttpView for ToolStore {
-    fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
-    }
-}
-
-impl GuestData for ToolStore {
-    fn count_host_call(&mut self) -> wasmtime::Result<()> {
-        self.meter.count_host_call()
-    }
-
-    fn since_yield(&mut self) -> &mut u64 {
-        &mut self.since_yield
-    }
-
-    fn yield_interval(&self) -> u64 {
-        YIELD_INTERVAL
-    }
-
-    fn fuel_mark(&mut self) -> &mut u64 {
-        &mut self.fuel_mark
-    }
-}
-
-impl ToolData for ToolStore {
-    fn session(&mut self) -> &mut Session {
-        &mut self.session
-    }
-}
-
-/// Everything that tools may import.
-pub(super) fn linker(engine: &wasmtime::Engine, wasi03: bool) -> wasmtime::Result<Linker<ToolStore>> {
-    let mut linker = Linker::new(engine);
-    if wasi03 {
-        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-    }
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    crate::syscall::link::tool(&mut linker)?;
-    Ok(linker)
-}
-
 /// A tool plugin's code, linked and ready to be instantiated.
 pub struct ToolImage {
-    engine: Engine,
+    code: Nested,
     /// Tells it from the image that a plugin had before.
     id: u64,
     face: Face,
-    limits: Limits,
 }
 
 /// An instance that waits for its process's next call.
 struct Live {
     image: u64,
-    store: Store<ToolStore>,
+    store: Store<NestedStore>,
     instance: Instance,
 }
 
-/// How a component is called.
+/// How a component is called. The generated bindings look up every export of an instance, and a call needs one.
 enum Face {
     /// By the contract's interface.
-    Provider {
-        pre: world::ToolPre<ToolStore>,
-        /// `call-tool`. The generated bindings look up every export of an instance, and a call needs one.
-        call: ComponentExportIndex,
-    },
+    Provider { list: ComponentExportIndex, call: ComponentExportIndex },
     /// By functions of its own.
-    Foreign { pre: InstancePre<ToolStore>, functions: Functions },
-}
-
-impl Face {
-    fn pre(&self) -> &InstancePre<ToolStore> {
-        match self {
-            Self::Provider { pre, .. } => pre.instance_pre(),
-            Self::Foreign { pre, .. } => pre,
-        }
-    }
+    Foreign(Functions),
 }
 
 /// Parameters and results of `call-tool`.
@@ -148,21 +60,19 @@ pub(super) fn is_provider(component: &Component) -> bool {
 
 impl fmt::Debug for ToolImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ToolImage").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("ToolImage").field("code", &self.code).finish_non_exhaustive()
     }
 }
 
 impl ToolImage {
     pub(super) fn new(engine: &Engine, component: &Component, limits: Limits) -> Result<Self, Fault> {
-        let pre = engine
-            .tool_linker(component)
-            .instantiate_pre(component)
-            .and_then(world::ToolPre::new)
-            .map_err(|e| link_refusal(&e))?;
         let provider = component.get_export_index(None, PROVIDER);
-        let call = provider.and_then(|p| component.get_export_index(Some(&p), "call-tool"));
-        let call = call.ok_or_else(|| link_refusal(&wasmtime::Error::msg("it exports no `call-tool`")))?;
-        Ok(Self::made(engine, Face::Provider { pre, call }, limits))
+        let find = |name: &str| {
+            let index = provider.and_then(|p| component.get_export_index(Some(&p), name));
+            index.ok_or_else(|| link_refusal(&wasmtime::Error::msg(format!("it exports no `{name}`"))))
+        };
+        let face = Face::Provider { list: find("list-tools")?, call: find("call-tool")? };
+        Ok(Self::made(Nested::new(engine, component, limits)?, face))
     }
 
     /// The image of a component that the contract knows nothing of.
@@ -172,95 +82,25 @@ impl ToolImage {
         toolbox: Toolbox,
         limits: Limits,
     ) -> Result<Self, Fault> {
-        let pre = engine.tool_linker(component).instantiate_pre(component).map_err(|e| link_refusal(&e))?;
+        let code = Nested::new(engine, component, limits)?;
         let functions = Functions::new(component.engine(), component, toolbox)?;
-        Ok(Self::made(engine, Face::Foreign { pre, functions }, limits))
+        Ok(Self::made(code, Face::Foreign(functions)))
     }
 
-    fn made(engine: &Engine, face: Face, limits: Limits) -> Self {
+    fn made(code: Nested, face: Face) -> Self {
         static IMAGES: AtomicU64 = AtomicU64::new(0);
-        Self { engine: engine.clone(), id: IMAGES.fetch_add(1, Ordering::Relaxed), face, limits }
+        Self { code, id: IMAGES.fetch_add(1, Ordering::Relaxed), face }
     }
 
     /// Whether the contract knows nothing of it.
     pub(crate) fn is_foreign(&self) -> bool {
-        matches!(self.face, Face::Foreign { .. })
-    }
-
-    fn store(
-        &self,
-        session: Session,
-        wasi: Option<Box<WasiCtx>>,
-        hosts: Vec<HostGrant>,
-        fuel: u64,
-        began: Instant,
-    ) -> wasmtime::Result<Store<ToolStore>> {
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(MAX_HANDLES);
-        let data = ToolStore {
-            meter: Meter::new(self.limits),
-            session,
-            wasi,
-            http: egress::context(),
-            egress: self.egress(hosts),
-            table,
-            since_yield: 0,
-            fuel_mark: fuel,
-            deadline: began + self.wall(),
-        };
-        let mut store = Store::new(self.face.pre().engine(), data);
-        store.limiter(|data| &mut data.meter);
-        store.fuel_async_yield_interval(Some(YIELD_INTERVAL))?;
-        store.epoch_deadline_callback(|store| {
-            if Instant::now() >= store.data().deadline {
-                return Ok(UpdateDeadline::Interrupt);
-            }
-            Ok(UpdateDeadline::Continue(1))
-        });
-        self.arm(&mut store, fuel)?;
-        Ok(store)
-    }
-
-    /// Makes the store of an earlier call that of a new one, with limits of its own. The rights to files are those
-    /// that the process has from its beginning to its end.
-    fn renew(
-        &self,
-        store: &mut Store<ToolStore>,
-        session: Session,
-        hosts: Vec<HostGrant>,
-        fuel: u64,
-        began: Instant,
-    ) -> wasmtime::Result<()> {
-        let data = store.data_mut();
-        data.meter.begin_call();
-        data.session = session;
-        data.egress = self.egress(hosts);
-        data.since_yield = 0;
-        data.fuel_mark = fuel;
-        data.deadline = began + self.wall();
-        self.arm(store, fuel)
-    }
-
-    /// Gives a store what one call may use.
-    fn arm(&self, store: &mut Store<ToolStore>, fuel: u64) -> wasmtime::Result<()> {
-        store.set_fuel(fuel)?;
-        store.set_hostcall_fuel(usize::try_from(self.limits.host_call_bytes).unwrap_or(usize::MAX));
-        store.set_epoch_deadline(1);
-        Ok(())
-    }
-
-    fn egress(&self, hosts: Vec<HostGrant>) -> Egress {
-        Egress::new(Arc::clone(&self.engine.0.clients), hosts, self.wall(), self.limits.host_calls)
-    }
-
-    fn wall(&self) -> Duration {
-        Duration::from_millis(self.limits.wall_ms)
+        matches!(self.face, Face::Foreign(_))
     }
 
     /// Asks the component which tools it has, with no rights. A foreign one is not asked: its border
     /// tells ([`Toolbox`]).
     pub(super) async fn list_tools(&self) -> Result<Vec<ToolSpec>, Fault> {
-        let Face::Provider { pre, .. } = &self.face else { return Ok(Vec::new()) };
+        let Face::Provider { list, .. } = &self.face else { return Ok(Vec::new()) };
         let refusal = |message: String| Fault {
             code: "list_tools_failed",
             message,
@@ -270,15 +110,16 @@ impl ToolImage {
             hint: format!("it needs less, or a higher limit of `{limit}` under `[limits]` in aok.toml"),
             ..refusal(message)
         };
-        let session = Session::detached(self.limits.log);
+        let limits = self.code.limits();
+        let session = Session::detached(limits.log);
         let began = Instant::now();
-        let mut store =
-            self.store(session, None, Vec::new(), self.limits.fuel, began).map_err(|e| refusal(e.to_string()))?;
-        let listed = self.within_wall(began, async {
-            let instance = pre.instantiate_async(&mut store).await?;
-            instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
+        let mut store = self.code.store(session, Rights::default(), limits.fuel, began).map_err(refusal)?;
+        let listed = self.code.within_wall(began, async {
+            let instance = self.code.instantiate(&mut store).await?;
+            let list = instance.get_typed_func::<(), (Vec<types::ToolSpec>,)>(&mut store, list)?;
+            list.call_async(&mut store, ()).await
         });
-        let specs = listed.await.map_err(|e| match classify(&e, &store.data().meter) {
+        let (specs,) = listed.await.map_err(|e| match classify(&e, &store.data().meter) {
             Fall::Limit(limit, why) => limited(&limit, format!("`list-tools` failed: {why}")),
             Fall::Trap(why) => refusal(format!("`list-tools` failed: {why}")),
             Fall::Busy => refusal("`list-tools` failed: too many guests run at once".to_owned()),
@@ -287,36 +128,16 @@ impl ToolImage {
         specs.into_iter().map(spec).collect()
     }
 
-    /// Runs `call` under the wall limit, whatever it waits on. Most calls end in their first poll, and a
-    /// timer wakes Tokio's driver when it is set: so it is set only for a call that does not.
-    async fn within_wall<T>(
-        &self,
-        began: Instant,
-        call: impl Future<Output = wasmtime::Result<T>>,
-    ) -> wasmtime::Result<T> {
-        let deadline = tokio::time::Instant::from_std(began + self.wall());
-        let mut call = pin!(call);
-        let mut timer = None;
-        poll_fn(|cx| {
-            if let Poll::Ready(result) = call.as_mut().poll(cx) {
-                return Poll::Ready(result);
-            }
-            let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-            timer.as_mut().poll(cx).map(|()| Err(wasmtime::Trap::Interrupt.into()))
-        })
-        .await
-    }
-
     /// Makes a call in `instance`, or in a new one that is left there.
     async fn run(
         &self,
-        store: &mut Store<ToolStore>,
+        store: &mut Store<NestedStore>,
         instance: &mut Option<Instance>,
         call: &Call,
     ) -> wasmtime::Result<Result<String, Error>> {
         let index = match &self.face {
             Face::Provider { call, .. } => call,
-            Face::Foreign { functions, .. } => {
+            Face::Foreign(functions) => {
                 let function = match functions.call(&call.tool, &call.arguments) {
                     Ok(function) => function,
                     Err(e) => return Ok(Err(e)),
@@ -328,7 +149,7 @@ impl ToolImage {
         let instance = self.enter(store, instance).await?;
         let context = tool_provider::CallContext {
             caller: call.caller.0,
-            deadline_ms: now_ms() + self.limits.wall_ms,
+            deadline_ms: now_ms() + self.code.limits().wall_ms,
             idempotency_key: call.idempotency_key.clone(),
         };
         let function = instance.get_typed_func::<CallParams<'_>, CallResults>(&mut *store, index)?;
@@ -337,11 +158,11 @@ impl ToolImage {
     }
 
     /// The instance that is there, or a new one.
-    async fn enter(&self, store: &mut Store<ToolStore>, place: &mut Option<Instance>) -> wasmtime::Result<Instance> {
+    async fn enter(&self, store: &mut Store<NestedStore>, place: &mut Option<Instance>) -> wasmtime::Result<Instance> {
         if let Some(instance) = place {
             return Ok(*instance);
         }
-        Ok(*place.insert(self.face.pre().instantiate_async(store).await?))
+        Ok(*place.insert(self.code.instantiate(store).await?))
     }
 
     /// Makes a call in an instance of an earlier one, or in a new one. The instance comes back unless the call
@@ -355,27 +176,23 @@ impl ToolImage {
         };
         let (store, mut instance) = match live {
             Some(Live { mut store, instance, .. }) => {
-                let renewed = self.renew(&mut store, session, rights.hosts, fuel, began);
-                (renewed.map(|()| store), Some(instance))
+                let renewed = self.code.renew(&mut store, session, rights.hosts, fuel, began);
+                (renewed.map(|()| store).map_err(|e| e.to_string()), Some(instance))
             }
-            None => match wasi::tool(&rights) {
-                Ok(wasi) => (self.store(session, wasi, rights.hosts, fuel, began), None),
-                Err(message) => return failed(message),
-            },
+            None => (self.code.store(session, rights, fuel, began), None),
         };
         let mut store = match store {
             Ok(store) => store,
-            Err(e) => return failed(e.to_string()),
+            Err(message) => return failed(message),
         };
         let call = Call { tool, arguments, caller, idempotency_key };
-        let (result, whole) = match self.within_wall(began, self.run(&mut store, &mut instance, &call)).await {
+        let (result, whole) = match self.code.within_wall(began, self.run(&mut store, &mut instance, &call)).await {
             Ok(result) => (result, true),
-            Err(e) => (Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)), false),
+            Err(e) => (Err(fall_error(&call.tool, &e, store.data(), fuel, self.code.limits().fuel)), false),
         };
         let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         let data = store.data_mut();
-        let mut session = std::mem::replace(&mut data.session, Session::detached(0));
-        data.egress.report(&mut session);
+        let session = data.close();
         let (ok, memory_bytes) = (result.is_ok(), data.meter.peak_memory());
         let live = instance.filter(|_| whole).map(|instance| Live { image: self.id, store, instance });
         (Report { result, fuel: used, memory_bytes, session: session.end(ok) }, live)
@@ -406,7 +223,7 @@ impl Invoke for ToolImage {
     }
 }
 
-fn fall_error(tool: &str, error: &wasmtime::Error, data: &ToolStore, fuel: u64, limit: u64) -> Error {
+fn fall_error(tool: &str, error: &wasmtime::Error, data: &NestedStore, fuel: u64, limit: u64) -> Error {
     match classify(error, &data.meter) {
         // The caller had less fuel left than the tool may use: it is the caller that has run out.
         Fall::Limit(name, _) if name == "fuel" && fuel < limit => Error::limit(

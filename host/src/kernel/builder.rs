@@ -11,7 +11,7 @@ use super::lock::Lock;
 use super::{Error, Inner, Kernel, Owner};
 use crate::audit::{Chain, Head};
 use crate::config::Config;
-use crate::hook::HookChain;
+use crate::hook::{Hook, HookChain};
 use crate::llm::Models;
 use crate::llm::local::Places;
 use crate::metrics::Metrics;
@@ -77,6 +77,7 @@ impl Builder {
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
         kernel.bury_clients(&heads).await?;
         kernel.follow_plugins(dirs, notices).await;
+        kernel.tell_of_itself(Hook::OnKernelStart).await;
         Ok(kernel)
     }
 
@@ -96,7 +97,7 @@ impl Builder {
     fn assemble(self, store: Store, owner: Option<Owner>) -> (Kernel, UnboundedReceiver<Notice>) {
         let models = self.models();
         let services = Services {
-            hooks: HookChain::default(),
+            hooks: Arc::new(HookChain::default()),
             tools: Arc::default(),
             security: ToolSecurity,
             executor: ToolExecutor::new(store.clone()),
@@ -105,7 +106,8 @@ impl Builder {
             store,
         };
         let loader = Arc::new(Loader::new(Some(self.data.join("cache")), self.config.plugins.wasi03));
-        let (registry, notices) = Registry::new(loader, self.config.limits, Arc::clone(&services.tools));
+        let (tools, hooks) = (Arc::clone(&services.tools), Arc::clone(&services.hooks));
+        let (registry, notices) = Registry::new(loader, self.config.limits, tools, hooks, services.store.clone());
         let (services, started) = (Arc::new(services), Instant::now());
         (Kernel(Arc::new(Inner { setup: self, services, registry, owner, started })), notices)
     }

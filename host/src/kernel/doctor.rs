@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::llm::Models;
 use crate::plugin;
 use crate::registry::{Loader, Record, Registry};
+use crate::storage::{Memory, Store};
 use disk::{code_cache, data_directory, lock, processes, store, store_failed, survives};
 use machine::toolchains;
 use models::model_checks;
@@ -65,7 +66,9 @@ impl Examination {
             checks.push(cache);
         }
         let loader = Arc::new(Loader::new(kept, setup.config.plugins.wasi03));
-        let (registry, _) = Registry::new(loader, setup.config.limits, Arc::default());
+        // What it loads is looked at and never run, so it needs no place for its state.
+        let nowhere = Store::with(Arc::new(Memory::new()));
+        let (registry, _) = Registry::new(loader, setup.config.limits, Arc::default(), Arc::default(), nowhere);
         checks.push(sandbox(registry.engine().await));
         let dirs: Vec<_> = setup.plugin_dirs().into_iter().filter(|d| inside || !d.starts_with(&self.data)).collect();
         plugin::load_once(dirs, &registry).await;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::abi::Effect;
 use crate::capability::Needs;
 use crate::contract::Item;
+use crate::hook::Standing;
 use crate::manifest::Permissions;
 use crate::process::{Exit, ProcessState, Seq};
 
@@ -110,6 +111,56 @@ pub struct PluginInfo {
     pub errors: u64,
     /// Why it is refused.
     pub diagnosis: Option<Diagnosis>,
+}
+
+/// A hook at one point (CONTRACT §7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookInfo {
+    /// Its point.
+    pub point: String,
+    /// Its plugin, or the name of a native one.
+    pub plugin: String,
+    /// `validate`, `authorize`, `policy` or `telemetry`.
+    pub phase: String,
+    /// Lower ones are asked first.
+    pub priority: i32,
+    /// A glob on what the event is about.
+    pub matcher: Option<String>,
+    /// Whether it may rewrite.
+    pub trusted: bool,
+    /// `active`; `barred`: it failed too often and is not asked; `inactive`: nothing happens at its point.
+    pub state: String,
+    /// Why it is barred.
+    pub reason: Option<String>,
+    /// Events that it was asked about.
+    pub calls: u64,
+    /// Those that it refused.
+    pub denied: u64,
+    /// Those that it gave no valid answer to.
+    pub failures: u64,
+}
+
+impl From<Standing> for HookInfo {
+    fn from(s: Standing) -> Self {
+        let state = match (s.at.point.is_active(), &s.barred) {
+            (false, _) => "inactive",
+            (true, Some(_)) => "barred",
+            (true, None) => "active",
+        };
+        Self {
+            point: s.at.point.name().to_owned(),
+            plugin: s.plugin,
+            phase: s.at.phase.name().to_owned(),
+            priority: s.at.priority,
+            matcher: s.at.matcher,
+            trusted: s.trusted,
+            state: state.to_owned(),
+            reason: s.barred,
+            calls: s.calls,
+            denied: s.denied,
+            failures: s.failures,
+        }
+    }
 }
 
 /// Why a plugin is refused, for its author.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
@@ -17,7 +17,8 @@ use crate::capability::HostGrant;
 use crate::context::tokens::Counter;
 use crate::context::{NewPage, PageManager};
 use crate::engine::{AgentImage, Ended};
-use crate::hook::{self, Hook, HookEvent};
+use crate::hook::Hook;
+use crate::hook::subject::{self, Signal, Spawned};
 use crate::process::{Event, EventKind, Exit, Mount, Pid, ProcessSpec, ProcessState, Usage};
 use crate::quota::Limits;
 use crate::registry::Agent;
@@ -42,6 +43,10 @@ impl Kernel {
     /// Unknown agent or model, arguments out of range, a hook's refusal, a failing store.
     pub async fn spawn(&self, request: SpawnRequest) -> Result<(Pid, UnboundedReceiver<Event>), Error> {
         let owner = self.owner()?;
+        let mut request = request;
+        if request.agent.is_empty() {
+            request.agent = "assistant".to_owned();
+        }
         let request = self.before_spawn(request).await?;
         let agent = self.find_agent(&request.agent).await?;
         check_request(&request)?;
@@ -82,11 +87,11 @@ impl Kernel {
             0,
             EventKind::Spawned { agent: spec.agent.clone(), model: spec.model.clone(), task: spec.task.clone() },
         );
-        self.tell(
-            Hook::AfterAgentSpawn,
-            caller,
-            || json!({ "name": spec.name, "task": spec.task, "model": spec.model }),
-        );
+        let spawned = || {
+            let (name, task, model) = (spec.name.clone(), spec.task.clone(), spec.model.clone());
+            json!(Spawned { name, task, model, group: spec.group.clone(), nice: spec.nice })
+        };
+        caller.tell_hooks(Hook::AfterAgentSpawn, spec.agent.clone(), spawned).await;
         self.run_agent(&process, image)?;
         Ok((pid, events))
     }
@@ -170,6 +175,7 @@ impl Kernel {
             let why = if row.exit.is_some() { "has ended" } else { "is not running: resume it first" };
             return Err(Error::State { pid, why: why.to_owned() });
         };
+        signal(&live, "KILL", reason).await;
         live.task.kill().await;
         if live.process.end.borrow().is_some() {
             return Err(Error::State { pid, why: "has ended".to_owned() });
@@ -192,56 +198,13 @@ impl Kernel {
             self.0.services.store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
             return Err(Error::State { pid, why: "is not running".to_owned() });
         };
+        signal(&live, "STOP", "").await;
         live.task.kill().await;
         // It may have come to its end on the way.
         if live.process.end.borrow().is_none() {
             set_aside(&live.process, End::Suspended("it was stopped by its user".to_owned()));
         }
         Ok(self.0.services.store.sync(pid).await?)
-    }
-
-    async fn before_spawn(&self, mut request: SpawnRequest) -> Result<SpawnRequest, Error> {
-        if request.agent.is_empty() {
-            request.agent = "assistant".to_owned();
-        }
-        let hooks = &self.0.services.hooks;
-        if !hooks.listens(Hook::BeforeAgentSpawn) {
-            return Ok(request);
-        }
-        let subject = json!({
-            "agent": request.agent, "task": request.task, "model": request.model, "name": request.name,
-            "group": request.group, "nice": request.nice,
-        });
-        let event = HookEvent {
-            point: Hook::BeforeAgentSpawn,
-            pid: None,
-            agent: request.agent.clone(),
-            at_ms: now_ms(),
-            subject,
-        };
-        match hooks.ask(event) {
-            hook::Outcome::Pass { rewritten: false, .. } => Ok(request),
-            hook::Outcome::Pass { rewritten: true, subject } => {
-                let bad = |e: serde_json::Error| {
-                    Error::Invalid(format!("a hook at BEFORE_AGENT_SPAWN rewrote the spawn into an invalid one: {e}"))
-                };
-                let new: Rewritten = serde_json::from_value(subject).map_err(bad)?;
-                Ok(SpawnRequest {
-                    agent: new.agent,
-                    task: new.task,
-                    model: new.model,
-                    name: new.name,
-                    group: new.group,
-                    nice: new.nice,
-                    ..request
-                })
-            }
-            hook::Outcome::Denied { by, reason } => {
-                // There is no process whose chain could hold it.
-                self.audit("spawn", &request.agent, "deny", by.clone()).await?;
-                Err(Error::Denied { by, reason })
-            }
-        }
     }
 
     async fn find_agent(&self, name: &str) -> Result<Agent, Error> {
@@ -311,7 +274,7 @@ impl Kernel {
                 }
             };
             if let Ended::Limit(limit, message) = &ended {
-                kernel.tell(Hook::OnQuotaExceeded, caller, || json!({ "limit": limit, "message": message }));
+                caller.tell_quota(limit, message).await;
             }
             match exit_of(ended) {
                 End::Exit(exit) => drop(kernel.conclude(&own, exit).await),
@@ -355,7 +318,9 @@ impl Kernel {
         if let Err(e) = self.audit("exit", &head, exit.status(), "kernel").await {
             tracing::warn!("the exit of process {pid} is not in the kernel's audit chain: {e}");
         }
-        self.tell(Hook::OnAgentExit, caller, || json!({ "status": exit.status(), "message": exit.message() }));
+        let ended =
+            || json!(subject::Ended { status: exit.status().to_owned(), message: exit.message().to_owned(), usage });
+        caller.tell_hooks(Hook::OnAgentExit, caller.spec().agent.clone(), ended).await;
         let (answer, message) = match &exit {
             Exit::Success(answer) => (Some(answer.clone()), None),
             other => (None, Some(other.message().to_owned())),
@@ -370,15 +335,12 @@ impl Kernel {
         }
         End::Exit(exit)
     }
+}
 
-    /// Tells the observers of a point.
-    fn tell(&self, point: Hook, caller: &Caller, subject: impl FnOnce() -> Value) {
-        let hooks = &self.0.services.hooks;
-        if hooks.listens(point) {
-            let (pid, agent) = (Some(caller.spec().pid), caller.spec().agent.clone());
-            hooks.ask(HookEvent { point, pid, agent, at_ms: now_ms(), subject: subject() });
-        }
-    }
+/// Tells the hooks that somebody ends or stops a process.
+async fn signal(live: &Live, signal: &str, reason: &str) {
+    let subject = || json!(Signal { signal: signal.to_owned(), reason: reason.to_owned() });
+    live.process.caller.tell_hooks(Hook::OnSignal, signal.to_owned(), subject).await;
 }
 
 /// Notes that a process left the run queue without an end, and ends its events.
@@ -399,17 +361,6 @@ pub(super) fn set_aside(process: &Process, end: End) {
 pub(super) struct Born {
     pub(super) process: Process,
     events: UnboundedReceiver<Event>,
-}
-
-/// What a hook may rewrite of a spawn.
-#[derive(serde::Deserialize)]
-struct Rewritten {
-    agent: String,
-    task: String,
-    model: Option<String>,
-    name: Option<String>,
-    group: Option<String>,
-    nice: i8,
 }
 
 fn exit_of(ended: Ended) -> End {

@@ -4,6 +4,7 @@ mod builder;
 mod client;
 mod doctor;
 mod error;
+mod hooks;
 pub mod info;
 mod life;
 mod lock;
@@ -27,7 +28,7 @@ pub use plugins::{report_bundled, report_file};
 
 use crate::audit::Chain;
 use crate::capability::HostGrant;
-use crate::hook::{Hook, HookEvent, Verdict};
+use crate::hook::Hook;
 use crate::process::{Exit, Mount, Pid};
 use crate::quota::ResourceQuota;
 use crate::registry::Registry;
@@ -126,16 +127,6 @@ impl Kernel {
         Builder::new(data.into())
     }
 
-    /// Registers a native hook; `name` is what a refused caller is told.
-    pub fn register_hook(
-        &self,
-        point: Hook,
-        name: impl Into<String>,
-        callback: impl Fn(&HookEvent) -> Verdict + Send + Sync + 'static,
-    ) {
-        self.0.services.hooks.register(point, name, callback);
-    }
-
     fn owner(&self) -> Result<&Owner, Error> {
         self.0.owner.as_ref().ok_or(Error::ReadOnly)
     }
@@ -168,6 +159,7 @@ impl Kernel {
                 live.task.kill().await;
                 live.process.caller.close();
             }
+            self.tell_of_itself(Hook::OnKernelStop).await;
             drop(lock(&owner.follower).take());
             self.0.services.models.stop().await;
             if let Err(e) = self.audit("kernel-stop", "", "allow", "kernel").await {

@@ -66,7 +66,9 @@ impl Kernel {
 
 /// Writes what happens to plugins into the kernel's chain, as long as there is one.
 async fn audit_plugins(kernel: Weak<Inner>, mut notices: UnboundedReceiver<Notice>) {
-    while let Some(Notice { plugin, what }) = notices.recv().await {
+    while let Some(notice) = notices.recv().await {
+        let Some(kernel) = kernel.upgrade().map(Kernel) else { return };
+        let Notice { plugin, what } = notice.clone();
         let (event, object, decision, by) = match what {
             Happened::Loaded { digest, wasi03 } => {
                 let by = if wasi03 { "wasi03" } else { "kernel" };
@@ -74,11 +76,12 @@ async fn audit_plugins(kernel: Weak<Inner>, mut notices: UnboundedReceiver<Notic
             }
             Happened::Refused(code) => ("plugin-load", plugin, "deny", code),
             Happened::Unloaded => ("plugin-unload", plugin, "allow", "kernel"),
+            Happened::Barred(why) => ("hook-barred", format!("{plugin}: {why}"), "deny", "kernel"),
         };
-        let Some(kernel) = kernel.upgrade().map(Kernel) else { return };
         if let Err(e) = kernel.audit(event, &object, decision, by).await {
             tracing::warn!("what happened to the plugin {object} is not in the audit log: {e}");
         }
+        kernel.tell_of_plugin(&notice).await;
     }
 }
 
@@ -171,6 +174,9 @@ fn plugin_info(record: Record) -> PluginInfo {
     if !record.tools.is_empty() {
         kind.push("tool".to_owned());
     }
+    if !record.hooks.is_empty() {
+        kind.push("hook".to_owned());
+    }
     if record.is_agent {
         kind.push("agent".to_owned());
     }
@@ -183,7 +189,7 @@ fn plugin_info(record: Record) -> PluginInfo {
         version: record.version,
         digest: record.digest,
         tools: record.tools,
-        hooks: Vec::new(),
+        hooks: record.hooks.iter().map(ToString::to_string).collect(),
         agents: if record.is_agent { vec![record.name.clone()] } else { Vec::new() },
         requested: record.requested,
         granted: Permissions::default(),

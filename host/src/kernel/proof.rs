@@ -103,7 +103,7 @@ fn judge(trial: &Trial, end: End) -> Proof {
 
 async fn run(engine: &Engine, executor: &ToolExecutor, trial: &Trial) -> Result<End, Error> {
     let guest = plugin::proof();
-    let (image, spec) = match engine.load(guest.digest, guest.component, trial.limits).await {
+    let (image, spec) = match engine.load(guest.digest, guest.component, &|_| Ok(trial.limits)).await {
         Ok(Image::Tools(image, mut specs, _)) if specs.len() == 1 => (image, specs.remove(0)),
         Ok(_) => return Err(Error::Engine("the guest that proves the limits is not what it was".to_owned())),
         // It has too many instances to be started even once.

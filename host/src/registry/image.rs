@@ -12,9 +12,10 @@ use tokio::sync::OnceCell;
 
 use super::{Files, Origin};
 use crate::abi::{Errno, Error, ToolSpec};
-use crate::capability::Needs;
+use crate::capability::{Needs, Rights};
 use crate::contract::{Comments, Fault};
-use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
+use crate::engine::{self, AgentImage, Allowed, Engine, HookImage, Image, ToolImage};
+use crate::hook::{self, Subscription};
 use crate::quota::Limits;
 use crate::tool::{Invocation, Invoke, Report, SessionEnd};
 
@@ -49,8 +50,8 @@ impl Loader {
     }
 
     /// Checks a component and makes its image.
-    pub(super) async fn load(&self, digest: &str, bytes: &[u8], limits: Limits) -> Result<Image, Fault> {
-        self.ready().await?.load(digest, bytes, limits).await
+    pub(super) async fn load(&self, digest: &str, bytes: &[u8], allowed: Allowed<'_>) -> Result<Image, Fault> {
+        self.ready().await?.load(digest, bytes, allowed).await
     }
 
     async fn ready(&self) -> Result<&Engine, Fault> {
@@ -93,6 +94,7 @@ const FACTS: &str = concat!("facts-", env!("CARGO_PKG_VERSION"), ".json");
 pub(super) enum Known {
     Agent,
     Tools { specs: Vec<ToolSpec>, needs: Needs, foreign: bool },
+    Hook { subscriptions: Vec<Subscription>, needs: Needs },
 }
 
 impl Known {
@@ -107,12 +109,13 @@ impl Known {
     }
 
     pub(super) fn asks_for_wasi03(&self) -> bool {
-        matches!(self, Self::Tools { needs, .. } if needs.wasi03)
+        matches!(self, Self::Tools { needs, .. } | Self::Hook { needs, .. } if needs.wasi03)
     }
 
     pub(super) fn of(image: &Image) -> Self {
         match image {
             Image::Agent(_) => Self::Agent,
+            Image::Hook(_, subscriptions, needs) => Self::Hook { subscriptions: subscriptions.clone(), needs: *needs },
             Image::Tools(image, specs, needs) => {
                 Self::Tools { specs: specs.clone(), needs: *needs, foreign: image.is_foreign() }
             }
@@ -184,6 +187,40 @@ impl Lazy<ToolImage> {
         let code = &self.code;
         let make = || async { code.loader.ready().await?.tools(&code.digest, &code.bytes().await?, code.limits).await };
         self.image.get_or_try_init(make).await.cloned()
+    }
+}
+
+impl Lazy<HookImage> {
+    async fn hook(&self) -> Result<Arc<HookImage>, Fault> {
+        let code = &self.code;
+        let make = || async { code.loader.ready().await?.hook(&code.digest, &code.bytes().await?, code.limits).await };
+        self.image.get_or_try_init(make).await.cloned()
+    }
+}
+
+/// A hook plugin as the hook chain asks it.
+#[derive(Debug)]
+pub(super) struct LazyHook {
+    pub(super) lazy: Lazy<HookImage>,
+    pub(super) counts: Arc<Counts>,
+    pub(super) rights: Rights,
+}
+
+#[async_trait]
+impl hook::Run for LazyHook {
+    async fn run(&self, question: hook::Question<'_>) -> hook::Report {
+        self.counts.calls.fetch_add(1, Ordering::Relaxed);
+        let report = match self.lazy.hook().await {
+            Ok(image) => image.answer(question, self.rights.clone()).await,
+            Err(fault) => {
+                let verdict = Err(hook::Fall::Elsewhere(format!("it cannot be loaded: {}", fault.message)));
+                hook::Report { verdict, fuel: 0, session: SessionEnd::default() }
+            }
+        };
+        if report.verdict.is_err() {
+            self.counts.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        report
     }
 }
 

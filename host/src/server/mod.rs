@@ -78,6 +78,7 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::ToolChanges {} => Ok(change_lines(kernel.tool_changes())),
         Request::PluginLs {} => list(kernel.plugins()),
         Request::AgentLs {} => list(kernel.agents()),
+        Request::HookLs {} => list(kernel.hooks()),
         Request::Context { pid } => list(kernel.context(pid).await?),
         Request::AuditTail { pid, limit } => list(kernel.audit_tail(pid, limit).await?),
         Request::AuditVerify {} => list(vec![kernel.audit_verify().await?]),

@@ -116,6 +116,8 @@ pub enum Request {
     PluginLs {},
     /// All agents.
     AgentLs {},
+    /// All hooks, by point and in the order in which they are asked.
+    HookLs {},
     /// The pages of a process's context in window order, swapped ones after.
     Context {
         /// Which.
@@ -391,6 +393,7 @@ mod tests {
             Request::Connect { name: "x".into(), mounts: vec![], hosts: vec![] },
             Request::PluginLs {},
             Request::AgentLs {},
+            Request::HookLs {},
             Request::Context { pid },
             Request::AuditTail { pid: None, limit: 5 },
             Request::AuditVerify {},

@@ -150,7 +150,7 @@ pub struct ProcessRow {
 }
 
 /// What a page is (DESIGN.md §4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PageKind {
     /// Instructions.

@@ -24,7 +24,7 @@ pub struct Services {
     /// The store.
     pub store: Store,
     /// Stage 2 and 7.
-    pub hooks: HookChain,
+    pub hooks: Arc<HookChain>,
     /// Which tools there are.
     pub tools: Arc<ToolRegistry>,
     /// Stage 3 for tools.

@@ -1,5 +1,6 @@
 //! Stages 3 to 6 and what differs between calls: the only place that knows the subsystems.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use super::{Caller, Cost, Options, Outcome, PageBrief, Stop, Syscall, UsageBrief
 use crate::abi::{Effect, Errno, Error, Finish, Message, Reply, ToolResult, ToolSpec};
 use crate::capability::Rights;
 use crate::context::tokens::Counter;
-use crate::context::{self, NewPage, Placement, Read};
+use crate::context::{self, ContextPage, NewPage, Placement, Read};
 use crate::hook::Hook;
+use crate::hook::subject::Page;
 use crate::llm::{self, Resolved as Asked};
 use crate::process::EventKind;
 use crate::storage::{Change, PageKind};
@@ -52,6 +54,8 @@ struct Fitted {
     prompt_tokens: u32,
     messages: Vec<Message>,
     evicted: Vec<Change>,
+    /// Pages that hooks kept in it.
+    pinned: Vec<Change>,
 }
 
 /// What a dispatched call gave.
@@ -89,7 +93,7 @@ const MAX_VALUE: usize = 1 << 20;
 
 impl Caller {
     /// Stage 3: whether this process may do this to that, and with what.
-    pub(super) fn admit(&self, syscall: &Syscall) -> Result<Admitted, Error> {
+    pub(super) async fn admit(&self, act: &Act, syscall: &Syscall) -> Result<Admitted, Error> {
         match syscall {
             Syscall::Call { call, .. } => {
                 let services = self.services();
@@ -113,7 +117,7 @@ impl Caller {
                 let rights = services.security.rights(self.spec(), &entry);
                 Ok(Admitted::Tool(entry, rights))
             }
-            Syscall::Generate(options) => self.admit_model(options).map(|m| Admitted::Model(Box::new(m))),
+            Syscall::Generate(options) => self.admit_model(act, options).await.map(|m| Admitted::Model(Box::new(m))),
             Syscall::Sleep { ms } if *ms > MAX_SLEEP_MS => {
                 Err(Error::new(Errno::Invalid, format!("a sleep of {ms} ms is over the limit of {MAX_SLEEP_MS} ms")))
             }
@@ -132,7 +136,7 @@ impl Caller {
         }
     }
 
-    fn admit_model(&self, options: &Options) -> Result<ModelCall, Error> {
+    async fn admit_model(&self, act: &Act, options: &Options) -> Result<ModelCall, Error> {
         let model = options.model.as_deref().or(self.spec().model.as_deref());
         let Asked { name, provider, model } = self.services().models.resolve(model).map_err(model_error)?;
         let mut tools = self.offered();
@@ -152,21 +156,50 @@ impl Caller {
             .transpose()
             .map_err(|e| Error::new(Errno::Invalid, format!("`response-schema` is not JSON: {e}")))?;
         let reserve = options.max_tokens.unwrap_or(0);
-        let fitted = self.fit(&name, provider.window(&model), reserve);
+        let fitted = self.fit(act, &name, provider.window(&model), reserve).await;
         Ok(ModelCall { asked: Asked { name, provider, model }, tools, schema, reserve, fitted })
     }
 
     /// Makes the window fit a model's, swapping out what has to go.
-    fn fit(&self, name: &str, window: u32, reserve: u32) -> Fitted {
+    async fn fit(&self, act: &Act, name: &str, window: u32, reserve: u32) -> Fitted {
+        self.pages().set_model(Counter::of_model(name), window);
+        let pinned = self.pin_kept_pages(act, reserve).await;
         let mut pages = self.pages();
-        pages.set_model(Counter::of_model(name), window);
         let evicted = pages.make_room(reserve, now_ms());
         Fitted {
+            pinned,
             evicted: evicted.into_iter().map(|(id, meta)| Change::PageMeta(id, meta)).collect(),
             window,
             prompt_tokens: pages.resident_tokens(),
             messages: pages.window(),
         }
+    }
+
+    /// Pins the pages whose leaving a hook denies, so that others leave in their place.
+    async fn pin_kept_pages(&self, act: &Act, reserve: u32) -> Vec<Change> {
+        let mut pinned = Vec::new();
+        if !self.services().hooks.listens(Hook::BeforePageOut) {
+            return pinned;
+        }
+        let mut asked = BTreeSet::new();
+        loop {
+            let leaving: Vec<_> = {
+                let mut pages = self.pages();
+                let ids = pages.leaving(reserve);
+                ids.into_iter().filter(|id| asked.insert(*id)).filter_map(|id| pages.page(id).map(about)).collect()
+            };
+            let kept = self.kept_pages(act, leaving).await;
+            if kept.is_empty() {
+                return pinned;
+            }
+            let mut pages = self.pages();
+            pinned.extend(kept.into_iter().filter_map(|id| Some(Change::PageMeta(id, pages.pin(id, true).ok()?))));
+        }
+    }
+
+    /// A page that only the store has, as hooks are shown it.
+    pub(super) fn swapped_page(&self, id: u64) -> Option<Page> {
+        self.pages().page(id).filter(|page| !page.meta.resident).map(about)
     }
 
     /// The tools that this process is told of.
@@ -313,7 +346,7 @@ impl Caller {
                     other.name
                 );
                 self.emit_failed(act);
-                let fitted = self.fit(&other.name, other.provider.window(&other.model), call.reserve);
+                let fitted = self.fit(act, &other.name, other.provider.window(&other.model), call.reserve).await;
                 match self.asked(act, options, call, &other, fitted, evicted).await {
                     Err(e) if e.is_outage() => error = e,
                     done => return done,
@@ -337,7 +370,8 @@ impl Caller {
         loop {
             let prompt_tokens = fitted.prompt_tokens;
             self.emit(act.ticket.seq, EventKind::LlmStart { model: asked.name.clone(), prompt_tokens });
-            self.announce_evictions(act, &fitted.evicted);
+            self.announce_evictions(act, &fitted.evicted).await;
+            evicted.append(&mut fitted.pinned);
             evicted.append(&mut fitted.evicted);
             let _waiting = self.waits_on(act.ticket.seq, Activity::Model(asked.name.clone()));
             let request = self.request(act, options, call, asked, fitted.messages, prompt_tokens).await?;
@@ -348,7 +382,7 @@ impl Caller {
                     // The provider knows its window by now; where it is no smaller than what was sent, the
                     // count was wrong, and a part of it is tried.
                     let window = asked.provider.window(&asked.model).min(fitted.window - fitted.window / 4);
-                    fitted = self.fit(&asked.name, window, call.reserve);
+                    fitted = self.fit(act, &asked.name, window, call.reserve).await;
                 }
                 done => return done,
             }
@@ -420,14 +454,14 @@ impl Caller {
         self.emit(act.ticket.seq, EventKind::LlmEnd { input: 0, cached: 0, output: 0, micro_usd: None, finish });
     }
 
-    fn announce_evictions(&self, act: &Act, evicted: &[Change]) {
+    async fn announce_evictions(&self, act: &Act, evicted: &[Change]) {
         for change in evicted {
-            if let Change::PageMeta(page, meta) = change {
-                self.emit(act.ticket.seq, EventKind::PageOut { page: *page, tokens: meta.tokens });
-                let hooks = &self.services().hooks;
-                if hooks.listens(Hook::AfterPageOut) {
-                    hooks.ask(self.hook_event(Hook::AfterPageOut, json!({ "page": page, "tokens": meta.tokens })));
-                }
+            let Change::PageMeta(page, meta) = change else { continue };
+            self.emit(act.ticket.seq, EventKind::PageOut { page: *page, tokens: meta.tokens });
+            if self.services().hooks.listens(Hook::AfterPageOut)
+                && let Some(page) = self.swapped_page(*page)
+            {
+                self.tell_page(act, Hook::AfterPageOut, &page).await;
             }
         }
         self.services().metrics.observe_swap_out(evicted.len() as u64);
@@ -519,7 +553,11 @@ impl Caller {
                 }
             }
             Syscall::Read { page } => {
+                let was_swapped = self.swapped_page(*page);
                 let text = self.page_text(*page).await?;
+                if let Some(page) = was_swapped {
+                    self.tell_page(act, Hook::AfterPageIn, &page).await;
+                }
                 let meta = self.pages().page(*page).map(|p| p.meta);
                 let changes = meta.map(|meta| Change::PageMeta(*page, meta)).into_iter().collect();
                 Done { outcome: Outcome::Text(text), changes, ..Done::default() }
@@ -753,6 +791,11 @@ fn context_error(e: context::Error) -> Error {
         context::Error::Taken { .. } | context::Error::Importance { .. } => Errno::Invalid,
     };
     Error::new(code, e.to_string())
+}
+
+/// A page as hooks are shown it.
+fn about(page: &ContextPage) -> Page {
+    Page { page: page.id, kind: page.kind, tokens: page.meta.tokens }
 }
 
 struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);

@@ -6,6 +6,7 @@
 
 mod caller;
 mod dispatch;
+mod hooks;
 pub(crate) mod link;
 mod path;
 mod step;

@@ -6,15 +6,16 @@
 //! everything the process did before (the store keeps a process's batches in order).
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::caller::{Ticket, now_ms};
 use super::dispatch::Done;
+use super::hooks::{Gate, Held};
 use super::{Answer, Caller, Cost, Outcome, Recorded, Recording, Stop, Syscall, outward_effect};
-use crate::abi::{Effect, Errno, Error, ToolCall};
-use crate::hook::{self, Hook, HookEvent};
+use crate::abi::{Effect, Errno, Error};
 use crate::storage::{self, Batch, Change, JournalRecord, LogRecord};
 
 /// What stage 1 found.
@@ -67,7 +68,14 @@ impl Caller {
             return Err(stop.clone());
         }
         let request = syscall.request();
-        let mut act = Act { ticket, name: syscall.name(), request, started_ms: now_ms(), began: Instant::now() };
+        let mut act = Act {
+            ticket,
+            name: syscall.name(),
+            request,
+            started_ms: now_ms(),
+            began: Instant::now(),
+            hook_fuel: AtomicU64::new(0),
+        };
         let mut start_is_durable = false;
         match self.replay(&act)? {
             Replay::Done(answer) => return Ok(answer),
@@ -90,18 +98,21 @@ impl Caller {
             }
             Replay::New => {}
         }
-        let syscall = match self.before_hooks(syscall) {
-            Ok(syscall) => syscall,
-            Err(refused) => {
-                let (syscall, error, by) = *refused;
-                return self.finish(&act, &syscall, None, Done::failed(error), Decision::by(by, "deny")).await;
+        let (syscall, rewritten_by) = match self.before_hooks(&act, syscall).await {
+            Gate::Open(syscall, by) => (syscall, by),
+            Gate::Shut(syscall, error, by) => {
+                return self.refuse(&act, &syscall, error, Decision::by(by, "deny")).await;
+            }
+            Gate::Ask(syscall, by, question) => {
+                let error = Error::new(Errno::Denied, format!("the hook `{by}` wants a person to decide: {question}"));
+                return self.refuse(&act, &syscall, error, Decision::by(by, "deny")).await;
             }
         };
-        let admitted = match self.admit(&syscall) {
+        let admitted = match self.admit(&act, &syscall).await {
             Ok(admitted) => admitted,
             Err(error) => {
                 let verb = if error.code == Errno::Denied { "deny" } else { "error" };
-                return self.finish(&act, &syscall, None, Done::failed(error), Decision::by("policy", verb)).await;
+                return self.refuse(&act, &syscall, error, Decision::by("policy", verb)).await;
             }
         };
         self.quota_reserve(&syscall, &admitted)?;
@@ -115,8 +126,19 @@ impl Caller {
             () = gone => Done::failed(Error::new(Errno::Interrupted, "its caller cancelled it")),
         };
         self.quota_commit(&syscall, &done);
-        let done = self.after_hooks(&syscall, done);
-        self.finish(&act, &syscall, effect, done, Decision::by("policy", "allow")).await
+        let (done, held) = self.after_hooks(&act, &syscall, done, false).await;
+        let decision = match (held, rewritten_by) {
+            (Some(Held { by, verb }), _) => Decision::by(by, verb),
+            (None, Some(by)) => Decision::by(by, "rewrite"),
+            (None, None) => Decision::by("policy", "allow"),
+        };
+        self.finish(&act, &syscall, effect, done, decision).await
+    }
+
+    /// Ends a call that is not made.
+    async fn refuse(&self, act: &Act, syscall: &Syscall, error: Error, decision: Decision) -> Result<Answer, Stop> {
+        let (done, _) = self.after_hooks(act, syscall, Done::failed(error), true).await;
+        self.finish(act, syscall, None, done, decision).await
     }
 
     /// Stage 1.
@@ -148,73 +170,6 @@ impl Caller {
         Ok(Replay::Done(Answer { seq: act.ticket.seq, outcome: recorded.outcome, cost: recorded.cost }))
     }
 
-    /// Stage 2. A denial gives the syscall back with the error and the hook's name.
-    fn before_hooks(&self, syscall: Syscall) -> Result<Syscall, Box<(Syscall, Error, String)>> {
-        let (point, subject) = match &syscall {
-            Syscall::Call { call, .. } if self.services().hooks.listens(Hook::BeforeToolCall) => {
-                (Hook::BeforeToolCall, call_subject(call))
-            }
-            Syscall::Generate(options) if self.services().hooks.listens(Hook::BeforeLlmCall) => {
-                (Hook::BeforeLlmCall, json!(options))
-            }
-            Syscall::Step if self.services().hooks.listens(Hook::BeforeStep) => (Hook::BeforeStep, Value::Null),
-            _ => return Ok(syscall),
-        };
-        match self.services().hooks.ask(self.hook_event(point, subject)) {
-            hook::Outcome::Pass { rewritten: false, .. } => Ok(syscall),
-            hook::Outcome::Pass { rewritten: true, subject } => match rewrite(&syscall, subject) {
-                Ok(new) => Ok(new),
-                Err(why) => {
-                    let error = Error::new(
-                        Errno::Invalid,
-                        format!("a hook at {point} rewrote the call into an invalid one: {why}"),
-                    );
-                    Err(Box::new((syscall, error, point.name().to_owned())))
-                }
-            },
-            hook::Outcome::Denied { by, reason } => {
-                let error = Error::new(Errno::Denied, format!("the hook `{by}` refused it: {reason}"));
-                Err(Box::new((syscall, error, by)))
-            }
-        }
-    }
-
-    /// Stage 7.
-    fn after_hooks(&self, syscall: &Syscall, mut done: Done) -> Done {
-        let hooks = &self.services().hooks;
-        if let Outcome::Failed(error) = &done.outcome
-            && hooks.listens(Hook::OnError)
-        {
-            hooks.ask(self.hook_event(
-                Hook::OnError,
-                json!({ "call": syscall.name(), "object": syscall.object(), "error": error }),
-            ));
-        }
-        let point = match syscall {
-            Syscall::Call { .. } => Hook::AfterToolCall,
-            Syscall::Generate(_) => Hook::AfterLlmCall,
-            _ => return done,
-        };
-        if !hooks.listens(point) {
-            return done;
-        }
-        let subject = json!({ "call": syscall.object(), "request": request_subject(syscall), "outcome": done.outcome });
-        if let hook::Outcome::Pass { rewritten: true, subject } = hooks.ask(self.hook_event(point, subject)) {
-            done.outcome = match subject.get("outcome").cloned().map(serde_json::from_value::<Outcome>) {
-                Some(Ok(outcome)) => outcome,
-                _ => Outcome::Failed(Error::new(
-                    Errno::Invalid,
-                    format!("a hook at {point} rewrote the result into an invalid one"),
-                )),
-            };
-        }
-        done
-    }
-
-    pub(super) fn hook_event(&self, point: Hook, subject: Value) -> HookEvent {
-        HookEvent { point, pid: Some(self.spec().pid), agent: self.spec().agent.clone(), at_ms: now_ms(), subject }
-    }
-
     /// The second half of stage 4: the start record, and everything before it, durable.
     async fn journal_start(&self, act: &Act, effect: Option<Effect>) -> Result<(), Stop> {
         let record = JournalRecord {
@@ -240,6 +195,7 @@ impl Caller {
         mut done: Done,
         decision: Decision,
     ) -> Result<Answer, Stop> {
+        done.cost.fuel += act.hook_fuel.load(Ordering::Relaxed);
         self.settle_pages(act, syscall, &mut done);
         let must_hold = done.changes.iter().any(|c| matches!(c, Change::StatePut { expected: Some(_), .. }));
         let ended_ms = match self.write(act, syscall, effect, &mut done, &decision, must_hold).await {
@@ -307,8 +263,8 @@ impl Caller {
         changes.push(Change::Usage(self.usage()));
         let verb = match (&done.outcome, decision.verb) {
             // A right that was checked inside the call: a file outside its directories, a host that was not granted.
-            (Outcome::Failed(e), "allow") if e.code == Errno::Denied => "deny",
-            (Outcome::Failed(_), "allow") => "error",
+            (Outcome::Failed(e), "allow" | "rewrite") if e.code == Errno::Denied => "deny",
+            (Outcome::Failed(_), "allow" | "rewrite") => "error",
             (_, verb) => verb,
         };
         let mut chain = self.chain().lock().await;
@@ -348,6 +304,8 @@ pub(super) struct Act {
     pub(super) request: String,
     pub(super) started_ms: u64,
     pub(super) began: Instant,
+    /// Fuel of the hooks that it asked.
+    pub(super) hook_fuel: AtomicU64,
 }
 
 impl Act {
@@ -365,41 +323,5 @@ struct Decision {
 impl Decision {
     fn by(by: impl Into<Cow<'static, str>>, verb: &'static str) -> Self {
         Self { by: by.into(), verb }
-    }
-}
-
-fn call_subject(call: &ToolCall) -> Value {
-    let arguments = serde_json::from_str(&call.arguments).unwrap_or_else(|_| Value::from(call.arguments.as_str()));
-    json!({ "id": call.id, "name": call.name, "arguments": arguments })
-}
-
-fn request_subject(syscall: &Syscall) -> Value {
-    match syscall {
-        Syscall::Call { call, .. } => call_subject(call),
-        Syscall::Generate(options) => json!(options),
-        _ => Value::Null,
-    }
-}
-
-/// The syscall that a hook's rewritten subject stands for.
-fn rewrite(syscall: &Syscall, subject: Value) -> Result<Syscall, String> {
-    match syscall {
-        Syscall::Call { call, page } => {
-            let text = |key: &str| {
-                subject
-                    .get(key)
-                    .and_then(Value::as_str)
-                    .map(str::to_owned)
-                    .ok_or_else(|| format!("`{key}` is no string"))
-            };
-            let arguments = subject.get("arguments").ok_or("`arguments` is missing")?.to_string();
-            let (id, name) = (text("id")?, text("name")?);
-            if id != call.id {
-                return Err("`id` must stay as it is".to_owned());
-            }
-            Ok(Syscall::Call { call: ToolCall { id, name, arguments }, page: *page })
-        }
-        Syscall::Generate(_) => serde_json::from_value(subject).map(Syscall::Generate).map_err(|e| e.to_string()),
-        other => Ok(other.clone()),
     }
 }

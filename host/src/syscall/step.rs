@@ -1,12 +1,10 @@
 //! One turn of the classic loop, made of ordinary syscalls: ask the model, run what it calls.
 
 use futures_util::future::join_all;
-use serde_json::json;
 
 use super::dispatch::tool_result;
 use super::{Answer, Caller, Cost, Options, Outcome, Stop, Syscall};
 use crate::abi::{Error, Reply, ToolCall, ToolResult};
-use crate::hook::Hook;
 use crate::tool::Lookup;
 
 /// A call of a turn with its result.
@@ -50,13 +48,12 @@ impl Caller {
             cost.fuel += calls_cost.fuel;
             StepOutcome::Continuing(called)
         };
-        let hooks = &self.services().hooks;
-        if hooks.listens(Hook::AfterStep) && self.recorded(self.position()).is_none() {
+        if self.recorded(self.position()).is_none() {
             let calls = match &outcome {
                 StepOutcome::Continuing(called) => called.len(),
                 StepOutcome::Answered(_) => 0,
             };
-            hooks.ask(self.hook_event(Hook::AfterStep, json!({ "tool_calls": calls })));
+            cost.fuel += self.tell_step(calls).await;
         }
         Ok((Ok(outcome), cost))
     }

@@ -345,7 +345,7 @@ async fn call_all_runs_what_it_may_at_once_and_what_has_effects_in_order() {
     for (point, word) in [(Hook::BeforeToolCall, "start"), (Hook::AfterToolCall, "end")] {
         let seen = Arc::clone(&seen);
         kernel.register_hook(point, word, move |event| {
-            let id = event.subject.get("id").or_else(|| event.subject.pointer("/request/id"));
+            let id = event.subject.get("id").or_else(|| event.subject.pointer("/call/id"));
             seen.lock().unwrap().push(format!("{word} {}", id.and_then(Value::as_str).expect("a call has an id")));
             Verdict::Allow
         });
@@ -529,11 +529,11 @@ async fn a_hook_denies_and_rewrites_tool_calls() {
         _ => Verdict::Allow,
     });
     kernel.register_hook(Hook::AfterToolCall, "veil", |event| {
-        if event.subject.pointer("/request/arguments/secret").is_none() {
+        if event.subject.pointer("/call/arguments/secret").is_none() {
             return Verdict::Allow;
         }
         let mut subject = event.subject.clone();
-        subject["outcome"] = json!({ "text": "\"veiled\"" });
+        subject["outcome"] = json!({ "ok": "veiled" });
         Verdict::Rewrite(subject)
     });
     let echo = |arguments: Value| json!({ "op": "call", "name": "probe__echo", "arguments": arguments });
@@ -555,7 +555,8 @@ async fn a_hook_denies_and_rewrites_tool_calls() {
     let calls = audited(&kernel, pid, "call").await;
     let record = |tool: &str, decision: &str, by: &str| (tool.to_owned(), decision.to_owned(), by.to_owned());
     assert_eq!(calls[1], record("probe__set", "deny", "guard"));
-    assert_eq!(calls[0], record("probe__echo", "allow", "policy"));
+    assert_eq!(calls[0], record("probe__echo", "rewrite", "guard"));
+    assert_eq!(calls[2], record("probe__echo", "rewrite", "veil"));
     kernel.shutdown().await;
 }
 
@@ -620,15 +621,19 @@ async fn a_hook_denies_and_rewrites_a_spawn() {
         Err(Error::Denied { by, reason }) => assert_eq!((by.as_str(), reason.as_str()), ("gate", "not on my machine")),
         other => panic!("{other:?}"),
     }
-    assert!(
-        matches!(kernel.spawn(named("broken")).await, Err(Error::Invalid(why)) if why.contains("BEFORE_AGENT_SPAWN"))
-    );
+    match kernel.spawn(named("broken")).await {
+        Err(Error::Denied { by, reason }) => {
+            assert!(by == "gate" && reason.contains("BEFORE_AGENT_SPAWN") && reason.contains("/nice"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(matches!(kernel.spawn(named("unknown")).await, Err(Error::UnknownAgent { name, .. }) if name == "nobody"));
     let (pid, _events) = kernel.spawn(named("good")).await.unwrap();
     assert_eq!(answer(&kernel, pid).await, json!([pid.0]));
     assert_eq!(kernel.ps().await.unwrap().len(), 1, "what was refused is not a process");
-    let denied = audited(&kernel, Pid::KERNEL, "spawn").await;
-    assert_eq!(denied, [("stepper".to_owned(), "deny".to_owned(), "gate".to_owned())], "and is in the kernel's chain");
+    let spawns = audited(&kernel, Pid::KERNEL, "spawn").await;
+    let record = |decision: &str| ("stepper".to_owned(), decision.to_owned(), "gate".to_owned());
+    assert_eq!(spawns, ["deny", "deny", "rewrite", "rewrite"].map(record), "what it did is in the kernel's chain");
     kernel.shutdown().await;
 }
 
@@ -667,12 +672,17 @@ async fn a_hook_denies_and_rewrites_model_calls_and_sees_a_process_to_its_end() 
     let seen = seen.lock().unwrap().clone();
     let points: Vec<Hook> = seen.iter().map(|(point, _)| *point).collect();
     use Hook::{AfterAgentSpawn, AfterLlmCall, AfterStep, BeforeStep, OnAgentExit, OnError};
-    assert_eq!(points, [AfterAgentSpawn, BeforeStep, AfterLlmCall, AfterStep, OnError, OnAgentExit], "{seen:?}");
-    assert!(seen[2].1["outcome"]["reply"]["text"].as_str().is_some_and(|t| !t.is_empty()), "{:?}", seen[2]);
-    assert_eq!(seen[5].1, json!({ "status": "failure", "message": "enough" }));
+    assert_eq!(
+        points,
+        [AfterAgentSpawn, OnError, BeforeStep, AfterLlmCall, AfterStep, OnError, OnAgentExit],
+        "{seen:?}"
+    );
+    assert_eq!(seen[1].1["error"]["code"], "denied");
+    assert!(seen[3].1["outcome"]["reply"]["text"].as_str().is_some_and(|t| !t.is_empty()), "{:?}", seen[3]);
+    assert_eq!((&seen[6].1["status"], &seen[6].1["message"]), (&json!("failure"), &json!("enough")));
     let asked = audited(&kernel, pid, "generate").await;
     assert_eq!((asked[0].1.as_str(), asked[0].2.as_str()), ("deny", "router"));
-    assert!(asked[1].0.ends_with("other.jsonl") && asked[1].1 == "allow", "{asked:?}");
+    assert!(asked[1].0.ends_with("other.jsonl") && asked[1].1 == "rewrite", "{asked:?}");
     // A denied model call is the assistant's end, with the hook's name and reason.
     kernel.register_hook(Hook::BeforeLlmCall, "closed", |_| Verdict::Deny("after hours".to_owned()));
     let (pid, _events) = kernel.spawn(lab.request("", "say hello")).await.unwrap();

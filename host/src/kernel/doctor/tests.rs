@@ -22,6 +22,7 @@ fn record(name: &str, fault: Option<Fault>, file: Option<&str>) -> Record {
         requested: Permissions::default(),
         digest: None,
         tools: if fault.is_none() { vec![format!("{name}__a")] } else { vec![] },
+        hooks: vec![],
         is_foreign: false,
         is_agent: false,
         counts: Arc::default(),
