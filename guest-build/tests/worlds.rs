@@ -20,6 +20,7 @@ const PROCESS: &str = "agent-os:agent/process";
 
 const TOOL: &str = "agent-os:plugin/tool-provider";
 const AGENT: &str = "agent-os:agent/agent-entry";
+const HOOK: &str = "agent-os:plugin/hook-handler";
 
 /// Each guest: what it exports, and the interfaces of the contract and of WASI that it imports.
 const GUESTS: &[(&str, &str, &[&str])] = &[
@@ -70,10 +71,25 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
     ),
     ("herald", TOOL, &[TYPES, LOG]),
     ("kvagent", AGENT, &[TYPES, LOG, STATE]),
+    (
+        "meddler",
+        HOOK,
+        &[
+            TYPES,
+            LOG,
+            STATE,
+            "wasi:cli/environment",
+            "wasi:io/poll",
+            "wasi:clocks/monotonic-clock",
+            "wasi:filesystem/types",
+            "wasi:filesystem/preopens",
+        ],
+    ),
     ("probe", TOOL, &[TYPES, LOG, STATE]),
     ("spinner", AGENT, &[LOG]),
     ("stepper", AGENT, &[TYPES, LOG, STATE, LLM, STEP, CONTEXT, TOOLS, PROCESS]),
     ("talker", AGENT, &[TYPES, LOG, STATE, CONTEXT, TOOLS]),
+    ("watcher", HOOK, &[TYPES, LOG]),
 ];
 
 #[test]

@@ -30,3 +30,20 @@ pub mod plugin {
         default_bindings_module: "agent_os_sdk::generated::plugin",
     });
 }
+
+/// World `agent-os:plugin/hook`.
+pub mod hook {
+    wit_bindgen::generate!({
+        path: ["../../wit/types", "../../wit/plugin"],
+        world: "agent-os:plugin/hook",
+        with: {
+            "agent-os:types/types@0.1.0": crate::generated::agent::agent_os::types::types,
+            "agent-os:plugin/log@0.1.0": crate::generated::agent::agent_os::plugin::log,
+            "agent-os:plugin/state@0.1.0": crate::generated::agent::agent_os::plugin::state,
+        },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "__export_hook_world",
+        default_bindings_module: "agent_os_sdk::generated::hook",
+    });
+}

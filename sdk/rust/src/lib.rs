@@ -1,4 +1,4 @@
-//! Write agents and tools for the Agent OS Kernel in Rust.
+//! Write agents, tools and hooks for the Agent OS Kernel in Rust.
 //!
 //! A plugin is a `cdylib` crate for `wasm32-unknown-unknown` that implements one role and exports it with one
 //! macro. Its rights come from the operator: what is not granted is not linked or answers `denied`.
@@ -58,6 +58,47 @@
 //! # fn main() {}
 //! ```
 //!
+//! # A hook
+//!
+//! A hook reads of an event's subject what it needs, and says what is to happen.
+//!
+//! ```
+//! use agent_os_sdk::{Event, Hook, Phase, Point, Result, Subscription, Verdict};
+//!
+//! /// Keeps the archive as it is.
+//! struct KeepArchive;
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Call {
+//!     name: String,
+//!     arguments: Arguments,
+//! }
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Arguments {
+//!     path: Option<String>,
+//! }
+//!
+//! impl Hook for KeepArchive {
+//!     fn subscriptions() -> Vec<Subscription> {
+//!         vec![Subscription::at(Point::BeforeToolCall).phase(Phase::Authorize).matching("fs__write*")]
+//!     }
+//!
+//!     fn on_event(event: Event) -> Result<Verdict> {
+//!         let call: Call = event.read()?;
+//!         Ok(match call.arguments.path {
+//!             Some(path) if path.starts_with("archive/") => {
+//!                 Verdict::deny(format!("{} may not touch {path}: the archive stays as it is", call.name))
+//!             }
+//!             _ => Verdict::Allow,
+//!         })
+//!     }
+//! }
+//!
+//! agent_os_sdk::export_hook!(KeepArchive);
+//! # fn main() {}
+//! ```
+//!
 //! Every function of [`context`], [`llm`], [`tools`], [`process`], [`step`], [`state`] and [`log`] is a syscall:
 //! it is checked, charged, journaled and audited. An agent is replayed after a crash, so it must be a function
 //! of what its syscalls return. The kernel gives it a virtual clock and seeded random, so that ordinary code is.
@@ -66,6 +107,7 @@ mod agent;
 mod error;
 #[doc(hidden)]
 pub mod generated;
+mod hook;
 pub mod log;
 #[cfg(target_arch = "wasm32")]
 mod memory;
@@ -75,8 +117,11 @@ mod tool;
 
 pub use agent::{Agent, Task, context, llm, process, step, tools};
 pub use error::{Errno, Error, Result};
+pub use hook::{Event, Hook, Phase, Point, Subscription, Verdict};
 pub use tool::{CallContext, Effect, Tool, ToolSpec};
 
+#[doc(hidden)]
+pub use hook::verdict;
 #[doc(hidden)]
 pub use panic::report_panics;
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! Small durable key-value state: of the process for an agent, of the plugin for a tool.
+//! Small durable key-value state: of the process for an agent, of the plugin for a tool or a hook.
 
 use crate::generated::agent::agent_os::plugin::state as raw;
 use crate::{Errno, Result};

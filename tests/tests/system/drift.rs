@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::support::{PROBE, World};
+use super::support::{MEDDLER, PROBE, WATCHER, World};
 
 /// A component for a world of the contract after some edits of its text.
 struct Drifted {
@@ -274,6 +274,15 @@ fn what_did_not_drift_is_good() {
             (&report["ok"], &report["kind"], &report["contract"]),
             (&json!(true), &json!(kind), &json!("0.1.0"))
         );
+    }
+}
+
+#[test]
+fn a_hook_of_the_sdk_is_a_good_hook() {
+    let world = World::new();
+    for file in [MEDDLER, WATCHER] {
+        let report = world.run(&["plugin", "doctor", file, "--json"]).exits(0).lines().remove(0);
+        assert_eq!((&report["kind"], &report["contract"]), (&json!("hook"), &json!("0.1.0")), "{report}");
     }
 }
 
