@@ -24,6 +24,7 @@ const HOOK: &str = "agent-os:plugin/hook-handler";
 
 /// Each guest: what it exports, and the interfaces of the contract and of WASI that it imports.
 const GUESTS: &[(&str, &str, &[&str])] = &[
+    ("ask-first", HOOK, &[TYPES, LOG]),
     ("assistant", AGENT, &[TYPES, LOG, LLM, STEP]),
     ("calc", TOOL, &[TYPES, LOG]),
     (
@@ -71,6 +72,7 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
     ),
     ("herald", TOOL, &[TYPES, LOG]),
     ("kvagent", AGENT, &[TYPES, LOG, STATE]),
+    ("mask-secrets", HOOK, &[TYPES, LOG]),
     (
         "meddler",
         HOOK,
@@ -86,9 +88,12 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
         ],
     ),
     ("probe", TOOL, &[TYPES, LOG, STATE]),
+    ("read-only", HOOK, &[TYPES, LOG]),
     ("spinner", AGENT, &[LOG]),
     ("stepper", AGENT, &[TYPES, LOG, STATE, LLM, STEP, CONTEXT, TOOLS, PROCESS]),
     ("talker", AGENT, &[TYPES, LOG, STATE, CONTEXT, TOOLS]),
+    ("tally", HOOK, &[TYPES, LOG, STATE]),
+    ("tidy-paths", HOOK, &[TYPES, LOG]),
     ("watcher", HOOK, &[TYPES, LOG]),
 ];
 
@@ -116,7 +121,7 @@ fn guests_import_and_export_what_their_world_says() {
 fn no_guest_is_left_out() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut found = BTreeSet::new();
-    for folder in ["plugins/agents", "plugins/tools", "tests/guests"] {
+    for folder in ["plugins/agents", "plugins/hooks", "plugins/tools", "tests/guests"] {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
             let entry = entry.unwrap();
             // A guest that is one file of text is made by the tests' build script, not by this crate.
