@@ -1,6 +1,7 @@
 //! Builds the bundled guests, so that the one binary carries them: `OUT_DIR/bundled.rs` holds
 //! `pub static BUNDLED: &[Bundled]`, whose struct the including module defines, and `PROOF`, the guest of
-//! `aok doctor --prove-limits`. `OUT_DIR/rust_project.rs` holds the files of `aok plugin new --lang rust`.
+//! `aok doctor --prove-limits`. `OUT_DIR/rust_project.rs` holds the files of `aok plugin new --lang rust`, and
+//! `rust_tool.rs` and `rust_hook.rs` those of each kind.
 
 #![allow(clippy::print_stdout, reason = "cargo reads directives from stdout")]
 
@@ -40,52 +41,77 @@ fn main() -> Result<()> {
     let proof = bundled(&out, "proof", &guest_build::by_hand(proof, &root.join("wit"), "tool")?)?;
     writeln!(source, "];\n/// The guest that proves the limits; no plugin.\nstatic PROOF: Bundled = {proof};")?;
     guest_build::write_if_changed(&out.join("bundled.rs"), source.as_bytes())?;
-    let project = rust_project(root)?;
-    guest_build::write_if_changed(&out.join("rust_project.rs"), project.as_bytes())
+    for watched in ["plugins/Cargo.toml", "plugins/Cargo.lock", "sdk/rust", "sdk/templates/rust"] {
+        println!("cargo:rerun-if-changed={}", root.join(watched).display());
+    }
+    let workspace: toml::Table = read(root, "plugins/Cargo.toml")?.parse()?;
+    for (name, files) in [
+        ("rust_project.rs", rust_project(root, &workspace)?),
+        ("rust_tool.rs", rust_template(root, &workspace, "tool")?),
+        ("rust_hook.rs", rust_template(root, &workspace, "hook")?),
+    ] {
+        let lines = files.iter().map(|(path, text)| format!("    ({path:?}, {text:?}),\n"));
+        let array = format!("&[\n{}]", lines.collect::<String>());
+        guest_build::write_if_changed(&out.join(name), array.as_bytes())?;
+    }
+    Ok(())
 }
 
-/// An array of the paths and texts of a new Rust plugin, in both of which `__name__` stands for its name. It has the
-/// SDK inside, which no registry has, and the versions that the bundled guests were built with.
-fn rust_project(root: &Path) -> Result<String> {
-    let read = |path: &str| fs::read_to_string(root.join(path)).with_context(|| format!("reading {path}"));
-    let workspace: toml::Table = read("plugins/Cargo.toml")?.parse()?;
-    let sdk = standalone(read("sdk/rust/Cargo.toml")?.parse()?, &workspace)?;
-    let mut plugin: toml::Table = read("sdk/templates/rust/Cargo.toml")?.parse()?;
-    plugin.insert("profile".to_owned(), workspace["profile"].clone());
-    let mut plugin = standalone(plugin, &workspace)?;
-    // As an author would order it.
-    let sections = ["package", "lib", "dependencies", "profile", "workspace"].map(|name| {
-        let section = plugin.remove(name).map(|section| (name.to_owned(), section));
-        toml::Table::from_iter(section).to_string()
-    });
+/// Paths and texts of a new project, in both of which `__name__` stands for its name.
+type Files = Vec<(String, String)>;
+
+fn read(root: &Path, path: &str) -> Result<String> {
+    fs::read_to_string(root.join(path)).with_context(|| format!("reading {path}"))
+}
+
+/// What the Rust plugins of all kinds begin with: the SDK, which no registry has, and the versions that the bundled
+/// guests were built with.
+fn rust_project(root: &Path, workspace: &toml::Table) -> Result<Files> {
+    let sdk = standalone(read(root, "sdk/rust/Cargo.toml")?.parse()?, workspace)?;
     let mut files = vec![
-        ("Cargo.toml".to_owned(), sections.join("\n")),
-        ("Cargo.lock".to_owned(), read("plugins/Cargo.lock")?),
+        ("Cargo.lock".to_owned(), read(root, "plugins/Cargo.lock")?),
         (".gitignore".to_owned(), "/target\n/__name__.wasm\n".to_owned()),
         ("vendor/agent-os/sdk/rust/Cargo.toml".to_owned(), sdk.to_string()),
     ];
     let copies = [
-        ("sdk/templates/rust/src", "src"),
         ("sdk/rust/src", "vendor/agent-os/sdk/rust/src"),
         ("wit/types", "vendor/agent-os/wit/types"),
         ("wit/plugin", "vendor/agent-os/wit/plugin"),
         ("wit/agent", "vendor/agent-os/wit/agent"),
     ];
     for (from, to) in copies {
-        let mut names = fs::read_dir(root.join(from))?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect::<Result<Vec<_>>>()?;
-        names.sort();
-        for name in names {
-            files.push((format!("{to}/{name}"), read(&format!("{from}/{name}"))?));
-        }
+        copy(root, from, to, &mut files)?;
     }
-    files.push(("__name__.toml".to_owned(), read("sdk/templates/rust/__name__.toml")?));
-    for watched in ["plugins/Cargo.toml", "plugins/Cargo.lock", "sdk/rust", "sdk/templates/rust"] {
-        println!("cargo:rerun-if-changed={}", root.join(watched).display());
+    Ok(files)
+}
+
+/// What a Rust plugin of one kind begins with: its manifests and its source.
+fn rust_template(root: &Path, workspace: &toml::Table, kind: &str) -> Result<Files> {
+    let template = format!("sdk/templates/rust/{kind}");
+    let mut plugin: toml::Table = read(root, &format!("{template}/Cargo.toml"))?.parse()?;
+    plugin.insert("profile".to_owned(), workspace["profile"].clone());
+    let mut plugin = standalone(plugin, workspace)?;
+    // As an author would order it.
+    let sections = ["package", "lib", "dependencies", "profile", "workspace"].map(|name| {
+        let section = plugin.remove(name).map(|section| (name.to_owned(), section));
+        toml::Table::from_iter(section).to_string()
+    });
+    let manifest = read(root, &format!("{template}/__name__.toml"))?;
+    let mut files = vec![("Cargo.toml".to_owned(), sections.join("\n")), ("__name__.toml".to_owned(), manifest)];
+    copy(root, &format!("{template}/src"), "src", &mut files)?;
+    Ok(files)
+}
+
+/// Adds the files of the folder `from`, which become those of the folder `to`.
+fn copy(root: &Path, from: &str, to: &str, files: &mut Files) -> Result<()> {
+    let mut names = fs::read_dir(root.join(from))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<Vec<_>>>()?;
+    names.sort();
+    for name in names {
+        files.push((format!("{to}/{name}"), read(root, &format!("{from}/{name}"))?));
     }
-    let lines = files.iter().map(|(path, text)| format!("    ({path:?}, {text:?}),\n"));
-    Ok(format!("&[\n{}]", lines.collect::<String>()))
+    Ok(())
 }
 
 /// A manifest with what it inherits from its workspace written out.

@@ -32,7 +32,7 @@ enum Command {
     Add(files::Add),
     /// Take a plugin out of the data directory's `plugins/`
     Rm(files::Rm),
-    /// Begin a plugin: a directory with a tool, and all that is needed to build it
+    /// Begin a plugin: a directory with a tool or a hook, and all that is needed to build it
     New(project::New),
     /// Make a component of a plugin's source
     Build(project::Make),

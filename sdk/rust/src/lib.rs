@@ -65,37 +65,31 @@
 //! ```
 //! use agent_os_sdk::{Event, Hook, Phase, Point, Result, Subscription, Verdict};
 //!
-//! /// Keeps the archive as it is.
-//! struct KeepArchive;
+//! /// Lets tools change things from 8 to 18 o'clock UTC only.
+//! struct OfficeHours;
 //!
 //! #[derive(serde::Deserialize)]
 //! struct Call {
 //!     name: String,
-//!     arguments: Arguments,
+//!     effect: Option<String>,
 //! }
 //!
-//! #[derive(serde::Deserialize)]
-//! struct Arguments {
-//!     path: Option<String>,
-//! }
-//!
-//! impl Hook for KeepArchive {
+//! impl Hook for OfficeHours {
 //!     fn subscriptions() -> Vec<Subscription> {
-//!         vec![Subscription::at(Point::BeforeToolCall).phase(Phase::Authorize).matching("fs__write*")]
+//!         vec![Subscription::at(Point::BeforeToolCall).phase(Phase::Authorize)]
 //!     }
 //!
 //!     fn on_event(event: Event) -> Result<Verdict> {
 //!         let call: Call = event.read()?;
-//!         Ok(match call.arguments.path {
-//!             Some(path) if path.starts_with("archive/") => {
-//!                 Verdict::deny(format!("{} may not touch {path}: the archive stays as it is", call.name))
-//!             }
-//!             _ => Verdict::Allow,
-//!         })
+//!         let hour = event.at_ms / 3_600_000 % 24;
+//!         if matches!(call.effect.as_deref(), Some("pure" | "read-only")) || (8..18).contains(&hour) {
+//!             return Ok(Verdict::Allow);
+//!         }
+//!         Ok(Verdict::deny(format!("`{}` may be called from 8 to 18 o'clock UTC", call.name)))
 //!     }
 //! }
 //!
-//! agent_os_sdk::export_hook!(KeepArchive);
+//! agent_os_sdk::export_hook!(OfficeHours);
 //! # fn main() {}
 //! ```
 //!

@@ -1,4 +1,4 @@
-//! `aok plugin new` and `aok plugin build`: a tool's author begins with nothing but aok and a compiler.
+//! `aok plugin new` and `aok plugin build`: an author begins with nothing but aok and a compiler.
 
 use std::fs;
 use std::path::Path;
@@ -11,15 +11,19 @@ fn author(world: &World, args: &[&str]) -> Ran {
     Ran::of(world.aok(args).current_dir(world.work()).output().expect("aok can be started"))
 }
 
+/// Has the project compile what it depends on once per build of these tests.
+fn share_target(project: &Path) {
+    let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("project");
+    fs::create_dir_all(&compiled).unwrap();
+    std::os::unix::fs::symlink(compiled, project.join("target")).unwrap();
+}
+
 #[test]
 fn a_new_plugin_is_built_added_and_called_and_what_does_not_compile_is_told() {
     let world = World::new();
     author(&world, &["plugin", "new", "--lang", "rust", "my-words"]).exits(0);
     let project = world.work().join("my-words");
-    // What it depends on is compiled once per build of these tests.
-    let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("project");
-    fs::create_dir_all(&compiled).unwrap();
-    std::os::unix::fs::symlink(compiled, project.join("target")).unwrap();
+    share_target(&project);
 
     let built = author(&world, &["plugin", "build", "my-words", "--json"]).exits(0).lines().remove(0);
     assert_eq!(built, json!({ "file": "my-words/my-words.wasm", "done": "built" }));
@@ -54,6 +58,30 @@ fn a_new_plugin_is_built_added_and_called_and_what_does_not_compile_is_told() {
     fs::write(&source, "").unwrap();
     let empty = author(&world, &["plugin", "build", "my-words"]).exits(2);
     assert!(empty.stderr.contains("[no_role]"), "{}", empty.stderr);
+}
+
+#[test]
+fn a_new_hook_is_built_as_a_tool_is() {
+    let world = World::new();
+    let new = author(&world, &["plugin", "new", "--lang", "rust", "--kind", "hook", "office-hours"]).exits(0);
+    assert!(new.stdout.contains("has a hook to begin with"), "{}", new.stdout);
+    let project = world.work().join("office-hours");
+    assert!(fs::read_to_string(project.join("src/lib.rs")).unwrap().contains("export_hook!"));
+    share_target(&project);
+
+    let built = author(&world, &["plugin", "build", "office-hours"]).exits(0);
+    assert!(built.stdout.contains("a hook for contract 0.1.0"), "{}", built.stdout);
+    let report = author(&world, &["plugin", "doctor", "office-hours/office-hours.wasm", "--json"]);
+    let report = report.exits(0).lines().remove(0);
+    assert_eq!((&report["name"], &report["kind"]), (&json!("office-hours"), &json!("hook")));
+    assert_eq!((&report["version"], &report["requested"]), (&json!("0.1.0"), &json!({})));
+
+    author(&world, &["plugin", "new", "--lang", "rust", "--kind", "hat", "x", "--json"]).refused(
+        2,
+        "bad_usage",
+        &["hat", "hook"],
+    );
+    assert!(!world.work().join("x").exists());
 }
 
 #[test]

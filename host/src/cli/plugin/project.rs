@@ -1,4 +1,4 @@
-//! `aok plugin new --lang LANG NAME` and `aok plugin build`: from nothing to a component.
+//! `aok plugin new --lang LANG [--kind KIND] NAME` and `aok plugin build`: from nothing to a component.
 
 use std::fs;
 use std::io;
@@ -23,6 +23,9 @@ pub(super) struct New {
     /// The language that it is written in
     #[arg(long)]
     lang: Language,
+    /// What it is to be
+    #[arg(long, default_value = "tool")]
+    kind: Kind,
 }
 
 #[derive(Debug, clap::Args)]
@@ -37,14 +40,37 @@ enum Language {
     Rust,
 }
 
-impl Language {
-    /// Paths and texts of a new project; `__name__` stands for its name in both.
-    fn project(self) -> &'static [(&'static str, &'static str)] {
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Kind {
+    /// Does something for agents
+    Tool,
+    /// Decides about what processes do, or watches it
+    Hook,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
         match self {
-            Self::Rust => include!(concat!(env!("OUT_DIR"), "/rust_project.rs")),
+            Self::Tool => "tool",
+            Self::Hook => "hook",
         }
     }
 }
+
+/// Paths and texts; `__name__` stands for the project's name in both.
+type Files = &'static [(&'static str, &'static str)];
+
+impl Language {
+    /// The files of a new project of any kind, and those of this one.
+    fn project(self, kind: Kind) -> [Files; 2] {
+        match (self, kind) {
+            (Self::Rust, Kind::Tool) => [RUST, include!(concat!(env!("OUT_DIR"), "/rust_tool.rs"))],
+            (Self::Rust, Kind::Hook) => [RUST, include!(concat!(env!("OUT_DIR"), "/rust_hook.rs"))],
+        }
+    }
+}
+
+const RUST: Files = include!(concat!(env!("OUT_DIR"), "/rust_project.rs"));
 
 pub(super) fn new(args: &New, out: &mut Out) -> Result<(), Error> {
     let name = &args.name;
@@ -59,7 +85,7 @@ pub(super) fn new(args: &New, out: &mut Out) -> Result<(), Error> {
         }
         _ => failed(dir, &e),
     })?;
-    for (path, text) in args.lang.project() {
+    for (path, text) in args.lang.project(args.kind).into_iter().flatten() {
         let path = dir.join(path.replace("__name__", name));
         let parent = path.parent().unwrap_or(dir);
         let written = fs::create_dir_all(parent).and_then(|()| fs::write(&path, text.replace("__name__", name)));
@@ -68,7 +94,8 @@ pub(super) fn new(args: &New, out: &mut Out) -> Result<(), Error> {
     if out.json {
         return out.line(&serde_json::json!({ "dir": dir, "done": "created" }).to_string());
     }
-    out.line(&format!("{name}/src/lib.rs has a tool to begin with. `aok plugin build {name}` makes the component."))
+    let kind = args.kind.name();
+    out.line(&format!("{name}/src/lib.rs has a {kind} to begin with. `aok plugin build {name}` makes the component."))
 }
 
 pub(super) fn build(args: &Make, session: &Session, out: &mut Out) -> Result<(), Error> {
@@ -84,7 +111,8 @@ pub(super) fn build(args: &Make, session: &Session, out: &mut Out) -> Result<(),
         // The author may have added a dependency.
         locked: false,
     };
-    let hint = "correct what the compiler says above, and export the tools with `agent_os_sdk::export_tools!`";
+    let hint = "correct what the compiler says above, and export the tools with `agent_os_sdk::export_tools!`, a hook with \
+                `export_hook!`";
     let guests = guest_build::build(&project).map_err(|e| ApiError::new(Code::BuildFailed, format!("{e:#}"), hint))?;
     let file = args.dir.join(format!("{name}.wasm"));
     for guest in guests {
