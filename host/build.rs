@@ -1,7 +1,7 @@
 //! Builds the bundled guests, so that the one binary carries them: `OUT_DIR/bundled.rs` holds
 //! `pub static BUNDLED: &[Bundled]`, whose struct the including module defines, and `PROOF`, the guest of
-//! `aok doctor --prove-limits`. `OUT_DIR/rust_project.rs` holds the files of `aok plugin new --lang rust`, and
-//! `rust_tool.rs` and `rust_hook.rs` those of each kind.
+//! `aok doctor --prove-limits`, and `EXAMPLES`, which are served only where somebody adds them. `OUT_DIR/rust_project.rs`
+//! holds the files of `aok plugin new --lang rust`, and `rust_tool.rs` and `rust_hook.rs` those of each kind.
 
 #![allow(clippy::print_stdout, reason = "cargo reads directives from stdout")]
 
@@ -16,16 +16,20 @@ use sha2::{Digest as _, Sha256};
 
 const BUNDLED: [&str; 4] = ["assistant", "calc", "fs", "http"];
 
+/// In `plugins/hooks`.
+const EXAMPLES: [&str; 5] = ["tidy-paths", "read-only", "ask-first", "mask-secrets", "tally"];
+
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the host crate is in the workspace's folder")?;
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
     let build = Build {
         workspace: root.join("plugins"),
-        packages: BUNDLED.map(str::to_owned).to_vec(),
+        packages: BUNDLED.into_iter().chain(EXAMPLES).map(str::to_owned).collect(),
         target_dir: root.join("target/guests"),
         locked: true,
     };
-    let guests = guest_build::build(&build)?;
+    let mut guests = guest_build::build(&build)?;
+    let examples = guests.split_off(BUNDLED.len());
     guest_build::print_rerun_directives(&build)?;
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=../migrations");
@@ -40,6 +44,11 @@ fn main() -> Result<()> {
     }
     let proof = bundled(&out, "proof", &guest_build::by_hand(proof, &root.join("wit"), "tool")?)?;
     writeln!(source, "];\n/// The guest that proves the limits; no plugin.\nstatic PROOF: Bundled = {proof};")?;
+    source.push_str("/// The examples.\npub static EXAMPLES: &[Example] = &[\n");
+    for guest in examples {
+        writeln!(source, "    {},", example(root, &out, &guest.name, &fs::read(&guest.component)?)?)?;
+    }
+    source.push_str("];\n");
     guest_build::write_if_changed(&out.join("bundled.rs"), source.as_bytes())?;
     for watched in ["plugins/Cargo.toml", "plugins/Cargo.lock", "sdk/rust", "sdk/templates/rust"] {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());
@@ -145,11 +154,31 @@ fn standalone(mut manifest: toml::Table, workspace: &toml::Table) -> Result<toml
 
 /// Puts a component where the compiler finds it, and says how the source names it.
 fn bundled(out: &Path, name: &str, component: &[u8]) -> Result<String> {
-    let path = out.join(format!("{name}.wasm"));
-    guest_build::write_if_changed(&path, component)?;
+    let path = placed(out, name, component)?;
     let digest = Sha256::digest(component).iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     });
     Ok(format!("Bundled {{ name: {name:?}, component: include_bytes!({path:?}), digest: {digest:?} }}"))
+}
+
+/// The same for an example, whose manifest is part of it.
+fn example(root: &Path, out: &Path, name: &str, component: &[u8]) -> Result<String> {
+    let path = placed(out, name, component)?;
+    let file = format!("plugins/hooks/{name}/{name}.toml");
+    println!("cargo:rerun-if-changed={}", root.join(&file).display());
+    let manifest = read(root, &file)?;
+    let table: toml::Table = manifest.parse().with_context(|| format!("reading {file}"))?;
+    let description = table.get("description").and_then(toml::Value::as_str);
+    let description = description.with_context(|| format!("{file} has no description"))?;
+    Ok(format!(
+        "Example {{ name: {name:?}, description: {description:?}, manifest: {manifest:?}, \
+         component: include_bytes!({path:?}) }}"
+    ))
+}
+
+fn placed(out: &Path, name: &str, component: &[u8]) -> Result<PathBuf> {
+    let path = out.join(format!("{name}.wasm"));
+    guest_build::write_if_changed(&path, component)?;
+    Ok(path)
 }

@@ -408,6 +408,16 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_are_hooks_that_need_nothing_and_take_no_bundled_name() {
+        for example in crate::plugin::examples() {
+            let shape = Shape::read(example.component).unwrap();
+            assert_eq!(shape.check(false), Ok(Role::Hook), "{}", example.name);
+            assert!(!shape.needs().files && !shape.needs().network, "{}", example.name);
+            assert!(crate::plugin::bundled().iter().all(|b| b.name != example.name), "{}", example.name);
+        }
+    }
+
+    #[test]
     fn bytes_that_are_no_component_are_told_apart() {
         let whole = crate::plugin::bundled()[0].component;
         for (bytes, code) in [

@@ -35,6 +35,25 @@ pub fn bundled() -> &'static [Bundled] {
     BUNDLED
 }
 
+/// A plugin inside the binary that is served only where somebody adds it.
+#[derive(Debug)]
+pub struct Example {
+    /// Plugin name.
+    pub name: &'static str,
+    /// What its manifest says that it is for.
+    pub description: &'static str,
+    /// The manifest.
+    pub manifest: &'static str,
+    /// The component.
+    pub component: &'static [u8],
+}
+
+/// What `aok plugin add --example` can add.
+#[must_use]
+pub fn examples() -> &'static [Example] {
+    EXAMPLES
+}
+
 /// The guest that proves the limits: it misbehaves, and is no plugin.
 pub(crate) fn proof() -> &'static Bundled {
     &PROOF

@@ -28,7 +28,7 @@ enum Command {
     Doctor(doctor::Args),
     /// Show what a component imports, exports and asks for
     Inspect(inspect::Args),
-    /// Check a component and put it into the data directory's `plugins/`
+    /// Check a component, or take an example, and put it into the data directory's `plugins/`
     Add(files::Add),
     /// Take a plugin out of the data directory's `plugins/`
     Rm(files::Rm),

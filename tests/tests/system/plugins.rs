@@ -461,3 +461,40 @@ fn a_component_is_added_called_replaced_and_removed_from_the_command_line() {
     rm("../fs").refused(2, "bad_usage", &["plugin name"]);
     assert_eq!(fs::read_dir(world.data().join("plugins")).unwrap().count(), 1);
 }
+
+#[test]
+fn an_example_is_added_by_its_name() {
+    let world = World::new();
+    let help = world.run(&["plugin", "add", "--help"]).exits(0).stdout;
+    let add = |more: &[&str]| world.run(&[&["plugin", "add"], more, &["--json"]].concat());
+    let report = |name: &str| {
+        let file = world.data().join(format!("plugins/{name}.wasm"));
+        world.run(&["plugin", "doctor", file.to_str().unwrap(), "--json"]).exits(0).lines().remove(0)
+    };
+    let examples = ["tidy-paths", "read-only", "ask-first", "mask-secrets", "tally"];
+    for name in examples {
+        assert!(help.contains(name), "{help}");
+        assert_eq!(add(&["--example", name]).exits(0).lines().remove(0)["done"], "added");
+        let report = report(name);
+        assert_eq!(
+            (&report["kind"], &report["contract"], &report["version"], &report["requested"]),
+            (&json!("hook"), &json!("0.1.0"), &json!("0.1.0"), &json!({}))
+        );
+    }
+    assert_eq!(fs::read_dir(world.data().join("plugins")).unwrap().count(), 2 * examples.len());
+    add(&["--example", "nothing"]).refused(2, "bad_usage", &["nothing", "tidy-paths", "tally"]);
+    add(&[]).refused(2, "bad_usage", &["<FILE"]);
+    add(&["--example", "tally", HERALD]).refused(2, "bad_usage", &["--example"]);
+    // A name is taken, and given, as that of a file's plugin is.
+    add(&["--example", "tally"]).refused(2, "bad_usage", &["`tally`", "--replace"]);
+    let file = world.data().join("plugins/tally.wasm");
+    fs::write(&file, "broken").unwrap();
+    fs::write(file.with_extension("wit"), "package an:older; world one {}").unwrap();
+    add(&["--example", "tally", "--replace"]).exits(0);
+    assert_eq!(report("tally")["kind"], "hook");
+    assert!(!file.with_extension("wit").exists(), "it is not of this plugin");
+    add(&["--example", "tally", "--name", "count"]).exits(0);
+    assert_eq!(report("count")["kind"], "hook");
+    add(&["--example", "tally", "--name", "fs"]).refused(2, "bad_usage", &["bundled"]);
+    add(&["--example", "tally", "--name", "../up"]).refused(2, "bad_usage", &["plugin name"]);
+}

@@ -1,8 +1,11 @@
-//! `aok plugin add FILE` and `aok plugin rm NAME`: what lies in the data directory's `plugins/`.
+//! `aok plugin add FILE`, `aok plugin add --example NAME` and `aok plugin rm NAME`: what lies in the data directory's
+//! `plugins/`.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::doctor;
 use crate::cli::error::{Error, usage};
@@ -10,13 +13,17 @@ use crate::cli::format::one_line;
 use crate::cli::out::Out;
 use crate::cli::session::Session;
 use crate::kernel::report_file;
-use crate::plugin::{bundled, check_name};
+use crate::plugin::{Example, bundled, check_name, examples};
 use crate::server::error::{ApiError, Code};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Add {
     /// The component; the manifest and the WIT beside it, `FILE.toml` and `FILE.wit`, go with it
-    file: PathBuf,
+    #[arg(required_unless_present = "example", conflicts_with = "example")]
+    file: Option<PathBuf>,
+    /// An example that aok has inside, instead of a file
+    #[arg(long, value_name = "NAME", value_parser = example_of_name())]
+    example: Option<&'static Example>,
     /// The plugin's name, where the file has another
     #[arg(long)]
     name: Option<String>,
@@ -35,11 +42,52 @@ pub(super) struct Rm {
 /// never served without the others.
 const PARTS: [&str; 3] = ["toml", "wit", "wasm"];
 
+/// Takes the name of an example, and lists them.
+fn example_of_name() -> impl TypedValueParser<Value = &'static Example> {
+    let names = examples().iter().map(|example| PossibleValue::new(example.name).help(example.description));
+    PossibleValuesParser::new(names)
+        .try_map(|name| examples().iter().find(|example| example.name == name).ok_or("there is no such example"))
+}
+
+/// Where the parts of a plugin come from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    File(&'a Path),
+    Example(&'static Example),
+}
+
+impl Source<'_> {
+    /// Writes one of the parts to `to`; false where there is none.
+    fn copy(self, part: &str, to: &Path) -> io::Result<bool> {
+        match (self, part) {
+            (Self::File(file), _) => {
+                let from = file.with_extension(part);
+                Ok(from.exists() && fs::copy(from, to).map(|_| true)?)
+            }
+            (Self::Example(example), "toml") => fs::write(to, example.manifest).map(|()| true),
+            (Self::Example(example), "wasm") => fs::write(to, example.component).map(|()| true),
+            (Self::Example(_), _) => Ok(false),
+        }
+    }
+}
+
 pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Error> {
-    // Under the name that it gets: its manifest may speak of another.
-    let report = report_file(&args.file, args.name.as_deref(), session.wasi03()?);
-    let name = report.name.clone();
-    doctor::verdict(report)?;
+    let (name, source) = match (&args.file, args.example) {
+        (Some(file), _) => {
+            // Under the name that it gets: its manifest may speak of another.
+            let report = report_file(file, args.name.as_deref(), session.wasi03()?);
+            let name = report.name.clone();
+            doctor::verdict(report)?;
+            (name, Source::File(file))
+        }
+        (None, Some(example)) => {
+            let name = args.name.as_deref().unwrap_or(example.name);
+            check_name(name).map_err(|fault| usage(fault.message, fault.hint))?;
+            (name.to_owned(), Source::Example(example))
+        }
+        // The arguments' own rules say so before.
+        (None, None) => return Err(usage("there is nothing to add", "give a component's file, or `--example NAME`")),
+    };
     if is_bundled(&name) {
         return Err(usage(format!("the name `{name}` belongs to a bundled plugin"), "give another name with `--name`"));
     }
@@ -51,15 +99,23 @@ pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Er
     }
     fs::create_dir_all(&dir).map_err(|e| failed(&dir, &e))?;
     for part in PARTS {
-        let (from, to) = (args.file.with_extension(part), dir.join(format!("{name}.{part}")));
-        if from.exists() {
-            copy(&from, &to)?;
-        } else if to.exists() {
-            // What is said of the older component is not of the new one.
-            fs::remove_file(&to).map_err(|e| failed(&to, &e))?;
-        }
+        let to = dir.join(format!("{name}.{part}"));
+        put(source, part, &to).map_err(|e| failed(&to, &e))?;
     }
     tell(out, &target, "added")
+}
+
+/// Writes beside the target and renames, so that nobody loads half of it. A part that the new plugin does not have is
+/// taken away: what is said of the older component is not of the new one.
+fn put(source: Source<'_>, part: &str, to: &Path) -> io::Result<()> {
+    let partial = to.with_extension(format!("{}.part", std::process::id()));
+    if source.copy(part, &partial)? {
+        fs::rename(&partial, to)
+    } else if to.exists() {
+        fs::remove_file(to)
+    } else {
+        Ok(())
+    }
 }
 
 pub(super) fn rm(args: &Rm, session: &Session, out: &mut Out) -> Result<(), Error> {
@@ -94,12 +150,6 @@ pub(super) fn rm(args: &Rm, session: &Session, out: &mut Out) -> Result<(), Erro
 
 pub(super) fn is_bundled(name: &str) -> bool {
     bundled().iter().any(|b| b.name == name)
-}
-
-/// Copies beside the target and renames, so that nobody loads half of it.
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    let partial = to.with_extension(format!("{}.part", std::process::id()));
-    fs::copy(from, &partial).and_then(|_| fs::rename(&partial, to)).map_err(|e| failed(to, &e))
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {

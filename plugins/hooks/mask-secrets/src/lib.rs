@@ -64,10 +64,10 @@ mod tests {
 
     /// What the agent gets of `outcome`: nothing where it is let through.
     fn rewritten(outcome: &str) -> Option<String> {
-        // Fields in the kernel's order; a number that a reader who is not exact would write otherwise.
+        // Fields in the kernel's order; a number that `serde_json::Value` writes with another last digit.
         let around = |outcome: &str| {
             format!(
-                r#"{{"call":{{"arguments":{{"key":"{KEY}","x":0.30000000000000004}},"effect":null}},"duration_us":1,"fuel":2,"outcome":{outcome}}}"#
+                r#"{{"call":{{"arguments":{{"key":"{KEY}","x":0.9073038322028689}},"effect":null}},"duration_us":1,"fuel":2,"outcome":{outcome}}}"#
             )
         };
         let subject = around(outcome);
