@@ -66,6 +66,9 @@ pub struct ProcessSpec {
     /// The hosts that its tools may reach; none in a record that an older aok wrote.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostGrant>,
+    /// Whether whoever started it has said yes to all that a hook asks a person about.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub yes: bool,
     /// Its limits.
     pub quota: ResourceQuota,
     /// Seed of its random sources.
@@ -277,6 +280,13 @@ pub enum EventKind {
         page: u64,
         /// Its size.
         tokens: u32,
+    },
+    /// A person is to decide, and the process waits.
+    Ask {
+        /// The question's id, for `aok approve`.
+        approval: u64,
+        /// The question.
+        reason: String,
     },
     /// The last event, always.
     Exit {

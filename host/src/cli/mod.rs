@@ -4,6 +4,7 @@
 //! knows neither sockets nor stores, and can do nothing that a client of the API cannot.
 
 mod agent;
+mod approvals;
 mod audit;
 mod context;
 mod doctor;
@@ -43,7 +44,7 @@ aok runs LLM agents as sandboxed, durable processes.
 
   aok run --task \"What is in notes?\" --dir ./notes   run an agent on a task
   aok run --resume PID                               continue an unfinished one
-  aok ps · logs PID · context PID                    look at processes
+  aok ps · logs PID · context PID · approvals        look at processes; approve, deny ID
   aok tool ls | show NAME | call NAME JSON · mcp     tools, also for MCP clients
   aok plugin ls · agent ls · hook ls · audit tail · metrics
   aok doctor                                         what works here, and the fix
@@ -89,6 +90,11 @@ enum Command {
     Plugin(plugin::Args),
     Agent(agent::Args),
     Hook(hook::Args),
+    Approvals(approvals::Args),
+    /// Allow what a hook asked about
+    Approve(approvals::Decision),
+    /// Refuse what a hook asked about
+    Deny(approvals::Decision),
     Context(context::Args),
     Audit(audit::Args),
     Metrics(metrics::Args),
@@ -100,7 +106,7 @@ impl Command {
     /// Whether it may start a kernel of its own, which needs threads for its I/O.
     fn acts(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Mcp(_) => true,
+            Self::Run(_) | Self::Mcp(_) | Self::Approve(_) | Self::Deny(_) => true,
             Self::Tool(args) => args.acts(),
             _ => false,
         }
@@ -116,6 +122,9 @@ impl Command {
             Self::Plugin(args) => plugin::run(args, session, out).await,
             Self::Agent(args) => agent::run(args, session, out).await,
             Self::Hook(args) => hook::run(args, session, out).await,
+            Self::Approvals(args) => approvals::run(args, session, out).await,
+            Self::Approve(args) => approvals::decide(args, true, session, out).await,
+            Self::Deny(args) => approvals::decide(args, false, session, out).await,
             Self::Context(args) => context::run(args, session, out).await,
             Self::Audit(args) => audit::run(args, session, out).await,
             Self::Metrics(args) => metrics::run(args, session, out).await,

@@ -67,6 +67,11 @@ impl Out {
         let _ = writeln!(self.stderr, "{line}");
     }
 
+    /// Whether there is a person at a terminal who can be asked.
+    pub(super) fn asks(&self) -> bool {
+        !self.json && self.stderr_width.is_some() && io::stdin().is_terminal()
+    }
+
     /// Tells something that is neither result nor error.
     pub(super) fn notice(&mut self, message: &str, hint: &str) {
         if self.json {

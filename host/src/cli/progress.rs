@@ -91,6 +91,7 @@ fn line(event: &Event) -> Option<String> {
         }
         EventKind::PageOut { page, tokens } => format!("· page {page} ({tokens} tokens) left the window"),
         EventKind::PageIn { page, tokens } => format!("· page {page} ({tokens} tokens) came back"),
+        EventKind::Ask { approval, reason } => one_line(&format!("? approval {approval}: {reason}")),
         EventKind::State { state: ProcessState::Approval } => "· waiting for approval".to_owned(),
         EventKind::Exit { status, usage, .. } => {
             let price = usage.micro_usd.map(|n| format!(", {}", usd(Some(n)))).unwrap_or_default();
@@ -151,6 +152,7 @@ impl Tally {
             }
             EventKind::State { state } => self.waiting = *state == ProcessState::Approval,
             EventKind::Spawned { .. }
+            | EventKind::Ask { .. }
             | EventKind::PageOut { .. }
             | EventKind::PageIn { .. }
             | EventKind::Exit { .. } => {}

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::stream::StreamExt as _;
 
 use super::error::{Error, usage};
+use super::format::one_line;
 use super::input;
 use super::out::Out;
 use super::progress::Progress;
@@ -55,6 +56,9 @@ pub(super) struct Args {
     /// Most time alive: 30s, 5m, 1h30m
     #[arg(long, value_name = "TIME", value_parser = input::duration)]
     timeout: Option<Duration>,
+    /// Say yes to all that a hook asks a person about
+    #[arg(long)]
+    yes: bool,
     /// Continue an unfinished process; everything else about it is as it was
     #[arg(
         long,
@@ -84,6 +88,7 @@ impl Args {
             nice: self.nice,
             mounts: input::distinct(self.dirs)?,
             hosts: self.hosts,
+            yes: self.yes,
             quota: ResourceQuota {
                 fuel: self.max_fuel.unwrap_or(standard.fuel),
                 tokens: self.max_tokens.unwrap_or(standard.tokens),
@@ -103,6 +108,7 @@ pub(super) fn environment_model() -> Option<String> {
 
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let mut pid = args.resume.map(Pid);
+    let yes = args.yes;
     let request = args.request()?;
     let mut signals = Signals::listen()?;
     let started = tokio::select! {
@@ -115,15 +121,17 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
     };
     if end.is_ok() {
         end = match started.answer {
-            Ok(lines) => follow(lines, &mut pid, &mut signals, out).await,
+            Ok(lines) => follow(lines, &mut pid, &mut signals, &Judge { session: Some(session), yes }, out).await,
             Err(e) => Err(e.into()),
         };
     }
-    let cut_off = matches!(end, Err(Error::Interrupted(..) | Error::BrokenPipe));
+    // A process of a live kernel goes on waiting for its person there; with our own it is stopped as it is.
+    let parked = matches!(&end, Err(Error::Failed(e)) if e.code == Code::NeedsApproval);
+    let cut_off = matches!(end, Err(Error::Interrupted(..) | Error::BrokenPipe)) || parked;
     match (started.owner, pid) {
         (Some(owner), _) if cut_off => owner.stop(pid, &mut signals, out).await,
         (Some(owner), _) => owner.finish(pid, &mut signals, out).await,
-        (None, Some(pid)) if cut_off => {
+        (None, Some(pid)) if cut_off && !parked => {
             if let Err(e) = session.suspend(pid).await {
                 out.notice(&format!("process {pid} could not be stopped and may run on"), &e.message);
             }
@@ -133,8 +141,71 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
     end
 }
 
+/// Who answers what hooks ask.
+struct Judge<'a> {
+    /// Where the answer goes; none in a test.
+    session: Option<&'a Session>,
+    /// Whether it is yes to everything.
+    yes: bool,
+}
+
+impl Judge<'_> {
+    /// Answers a question: with `--yes`, or as the person at the terminal says.
+    async fn decide(&self, pid: Pid, id: u64, reason: &str, signals: &mut Signals, out: &mut Out) -> Result<(), Error> {
+        let (approved, always) = if self.yes {
+            (true, false)
+        } else if out.asks() {
+            out.side(&format!("approval {id}: {}\n  [y]es, [n]o, [a]lways, ne[v]er?", one_line(reason)));
+            tokio::select! {
+                answer = ask() => answer?,
+                signal = signals.next() => return Err(Error::Interrupted(signal, Some(pid))),
+            }
+        } else {
+            let message = format!("process {pid} waits for a person: {reason}");
+            let hint =
+                format!("`aok approve {id}` or `aok deny {id}`, then {}", crate::server::error::resume_hint(pid));
+            return Err(ApiError::new(Code::NeedsApproval, message, hint).into());
+        };
+        let Some(session) = self.session else { return Ok(()) };
+        let answered = session.act(Request::Decide { id, approved, always }).await?.answer;
+        match answered {
+            // Somebody else was faster.
+            Err(e) if e.code == Code::Answered => Ok(()),
+            answered => Ok(answered.map(drop)?),
+        }
+    }
+}
+
+/// Reads what the person at the terminal says: whether, and whether for always.
+async fn ask() -> Result<(bool, bool), Error> {
+    let asked = tokio::task::spawn_blocking(|| {
+        loop {
+            let mut line = String::new();
+            // The end of the input is no yes.
+            if std::io::stdin().read_line(&mut line)? == 0 {
+                return Ok((false, false));
+            }
+            match line.trim().to_ascii_lowercase().as_str() {
+                "y" | "yes" => return Ok((true, false)),
+                "n" | "no" => return Ok((false, false)),
+                "a" | "always" => return Ok((true, true)),
+                "v" | "never" => return Ok((false, true)),
+                _ => {}
+            }
+        }
+    });
+    let answer: std::io::Result<_> = asked.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+    answer.map_err(|e| ApiError::new(Code::Io, format!("the answer cannot be read: {e}"), "use `aok approve`").into())
+}
+
 /// Shows a process's events up to its exit; `pid` becomes known with the first.
-async fn follow(mut lines: Lines, pid: &mut Option<Pid>, signals: &mut Signals, out: &mut Out) -> Result<(), Error> {
+async fn follow(
+    mut lines: Lines,
+    pid: &mut Option<Pid>,
+    signals: &mut Signals,
+    judge: &Judge<'_>,
+    out: &mut Out,
+) -> Result<(), Error> {
     let mut progress = Progress::new(out);
     loop {
         let line = tokio::select! {
@@ -151,6 +222,11 @@ async fn follow(mut lines: Lines, pid: &mut Option<Pid>, signals: &mut Signals, 
             out.line(&line)?;
         } else {
             progress.show(&event, out);
+        }
+        if let EventKind::Ask { approval, reason } = &event.kind {
+            progress.clear();
+            judge.decide(event.pid, *approval, reason, signals, out).await?;
+            progress = Progress::new(out);
         }
         if let EventKind::Exit { status, answer, message, .. } = event.kind {
             progress.clear();
@@ -243,6 +319,7 @@ mod tests {
             nice: -5,
             mounts: vec![],
             hosts: vec!["example.com".parse().unwrap(), "[::1]:80".parse().unwrap()],
+            yes: false,
             quota,
         };
         assert_eq!(s, expected);
@@ -290,7 +367,8 @@ mod tests {
         let (mut out, stdout, _) = memory(json, None);
         let mut pid = None;
         let lines = stream::iter(vec![Ok(first), last]).boxed();
-        let end = follow(lines, &mut pid, &mut Signals::listen().unwrap(), &mut out).await;
+        let judge = Judge { session: None, yes: false };
+        let end = follow(lines, &mut pid, &mut Signals::listen().unwrap(), &judge, &mut out).await;
         (end, stdout.text(), pid)
     }
 

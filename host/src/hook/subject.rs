@@ -106,9 +106,9 @@ pub struct LlmCall {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LlmDone {
-    /// What was asked. A rewrite leaves it as it is.
+    /// What was asked.
     pub call: LlmCall,
-    /// What came of it.
+    /// What came of it: all that counts of a rewrite.
     pub outcome: LlmOutcome,
 }
 
@@ -132,7 +132,7 @@ pub struct ToolCalled {
     pub name: String,
     /// The arguments; a text where they are not JSON.
     pub arguments: Value,
-    /// What a repeated call of the tool does; null where there is no such tool. A rewrite leaves it as it is.
+    /// What a repeated call of the tool does; null where there is no such tool. What a rewrite says of it counts for nothing.
     pub effect: Option<Effect>,
 }
 
@@ -140,13 +140,13 @@ pub struct ToolCalled {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ToolDone {
-    /// What was called. A rewrite leaves it as it is.
+    /// What was called.
     pub call: ToolCalled,
-    /// What came of it.
+    /// What came of it: all that counts of a rewrite.
     pub outcome: ToolOutcome,
-    /// Fuel of the tool. A rewrite leaves it as it is.
+    /// Fuel of the tool.
     pub fuel: u64,
-    /// Microseconds. A rewrite leaves them as they are.
+    /// Microseconds.
     pub duration_us: u64,
 }
 

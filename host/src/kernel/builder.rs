@@ -20,7 +20,7 @@ use crate::process::{Exit, Pid};
 use crate::registry::{Loader, Notice, Registry};
 use crate::scheduler::{RoundRobin, Scheduler, Settings};
 use crate::storage::{Batch, Change, Store};
-use crate::syscall::{Services, now_ms};
+use crate::syscall::{Approvals, Services, now_ms};
 use crate::tool::{ToolExecutor, ToolSecurity};
 
 /// Intervals of fuel in one slice.
@@ -74,6 +74,7 @@ impl Builder {
         create_private(&self.data.join("plugins"))?;
         let dirs = self.plugin_dirs();
         let (kernel, notices) = self.assemble(store, Some(owner));
+        kernel.0.services.approvals.resume().await?;
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
         kernel.bury_clients(&heads).await?;
         kernel.follow_plugins(dirs, notices).await;
@@ -98,6 +99,7 @@ impl Builder {
         let models = self.models();
         let services = Services {
             hooks: Arc::new(HookChain::default()),
+            approvals: Approvals::new(store.clone()),
             tools: Arc::default(),
             security: ToolSecurity,
             executor: ToolExecutor::new(store.clone()),
@@ -148,7 +150,7 @@ impl Kernel {
         let store = &self.0.services.store;
         for row in store.processes().await? {
             let pid = row.spec.pid;
-            if row.exit.is_some() || row.spec.agent != super::client::CLIENT {
+            if row.exit.is_some() || row.spec.agent != crate::syscall::CLIENT {
                 continue;
             }
             let mut chain = Chain::resume(pid, head_of(heads, pid));

@@ -19,10 +19,7 @@ use crate::context::PageManager;
 use crate::process::{Exit, Pid, ProcessSpec, Usage};
 use crate::quota::ResourceQuota;
 use crate::storage::{Batch, Change};
-use crate::syscall::{Answer, Caller, Life, Outcome, Stop, Syscall, now_ms};
-
-/// The agent name of a process that makes tool calls for a client outside.
-pub(super) const CLIENT: &str = "client";
+use crate::syscall::{Answer, CLIENT, Caller, Life, Outcome, Stop, Syscall, now_ms};
 
 /// Tokens of a client's window: it never asks a model.
 const CLIENT_WINDOW: u32 = 8192;
@@ -182,6 +179,7 @@ fn client_spec(pid: Pid, name: String, rights: Rights) -> ProcessSpec {
         task: name,
         mounts: rights.mounts,
         hosts: rights.hosts,
+        yes: false,
         quota: ResourceQuota::STANDARD,
         seed: rand::random(),
         created_ms: now_ms(),

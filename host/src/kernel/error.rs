@@ -100,6 +100,30 @@ pub enum Error {
         #[source]
         source: Box<llm::Error>,
     },
+    /// No question of that id.
+    #[error("there is no approval {id}")]
+    UnknownApproval {
+        /// What was asked for.
+        id: u64,
+        /// Those that wait for an answer.
+        pending: Vec<u64>,
+    },
+    /// The question has its answer.
+    #[error("approval {id} has its answer already: {state}")]
+    Answered {
+        /// Which.
+        id: u64,
+        /// `approved` or `denied`.
+        state: &'static str,
+    },
+    /// A hook wants a person to decide about a spawn, and nobody could be asked.
+    #[error("the hook `{by}` wants a person to decide: {reason}")]
+    NeedsApproval {
+        /// The hook.
+        by: String,
+        /// Its question.
+        reason: String,
+    },
     /// An argument is out of range or malformed.
     #[error("{0}")]
     Invalid(String),

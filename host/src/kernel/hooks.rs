@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::info::HookInfo;
 use super::{Error, Kernel, SpawnRequest};
 use crate::hook::subject::{Directory, KernelLife, PluginGone, PluginLoaded, SpawnAsked};
-use crate::hook::{self, Hook, HookEvent, Subscription, Verdict};
+use crate::hook::{self, Hook, HookChain, HookEvent, Subscription, Verdict};
 use crate::registry::{Happened, Notice};
 use crate::syscall::now_ms;
 
@@ -34,6 +34,12 @@ impl Kernel {
         self.0.services.hooks.register(at, name, callback);
     }
 
+    /// The chain itself, for a program that has something of its own to ask it about.
+    #[must_use]
+    pub fn hook_chain(&self) -> &HookChain {
+        &self.0.services.hooks
+    }
+
     /// All hooks, by point and in the order in which they are asked.
     #[must_use]
     pub fn hooks(&self) -> Vec<HookInfo> {
@@ -59,8 +65,12 @@ impl Kernel {
         };
         match outcome {
             hook::Outcome::Denied { by, reason } => return refuse(by, reason).await,
-            hook::Outcome::Asks { by, reason } => {
-                return refuse(by, format!("a person is to decide: {reason}")).await;
+            hook::Outcome::Asks { by, reason } if !request.yes => {
+                self.audit("spawn", &request.agent, "deny", by.clone()).await?;
+                return Err(Error::NeedsApproval { by, reason });
+            }
+            hook::Outcome::Asks { by, .. } => {
+                self.audit("spawn", &request.agent, "allow", format!("--yes to {by}")).await?;
             }
             hook::Outcome::Pass => {}
         }
@@ -79,7 +89,7 @@ impl Kernel {
     }
 
     /// Tells those who watch about what is of no process.
-    async fn tell_kernel(&self, point: Hook, object: &str, subject: impl FnOnce() -> Value) {
+    pub(super) async fn tell_kernel(&self, point: Hook, object: &str, subject: impl FnOnce() -> Value) {
         let hooks = &self.0.services.hooks;
         if hooks.listens(point) {
             hooks.ask(event(point, object, subject()), KERNEL_FUEL).await;

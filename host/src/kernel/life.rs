@@ -10,7 +10,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
 use super::builder::head_of;
-use super::client::CLIENT;
 use super::{End, Error, Kernel, Live, Process, SpawnRequest, lock};
 use crate::audit::Chain;
 use crate::capability::HostGrant;
@@ -23,7 +22,7 @@ use crate::process::{Event, EventKind, Exit, Mount, Pid, ProcessSpec, ProcessSta
 use crate::quota::Limits;
 use crate::registry::Agent;
 use crate::storage::{Batch, Change, PageKind};
-use crate::syscall::{Caller, Life, now_ms};
+use crate::syscall::{CLIENT, Caller, Life, now_ms};
 
 /// Pages that a spawn makes: system, tools, task.
 const HEAD_PAGES: u64 = 3;
@@ -68,6 +67,7 @@ impl Kernel {
             task: request.task,
             mounts: request.mounts,
             hosts: request.hosts,
+            yes: request.yes,
             quota: request.quota,
             seed: rand::random(),
             created_ms: now_ms(),

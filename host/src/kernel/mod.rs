@@ -1,5 +1,6 @@
 //! The façade: builds every part in order, owns their lifetimes, and holds no policy.
 
+mod approvals;
 mod builder;
 mod client;
 mod doctor;
@@ -55,6 +56,8 @@ pub struct SpawnRequest {
     pub mounts: Vec<Mount>,
     /// Hosts that its tools may reach.
     pub hosts: Vec<HostGrant>,
+    /// Whether its starter says yes to all that a hook asks a person about.
+    pub yes: bool,
     /// Limits.
     pub quota: ResourceQuota,
 }

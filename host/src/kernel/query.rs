@@ -40,8 +40,12 @@ impl Kernel {
         ProcessInfo {
             pid: row.spec.pid.0,
             ppid: row.spec.ppid.map(|p| p.0),
-            state: state_of(row.exit.as_ref(), live.as_ref()),
-            waiting_on: live.as_ref().filter(|_| row.exit.is_none()).and_then(|l| l.process.caller.activity()),
+            state: state_of(row.state, row.exit.as_ref(), live.as_ref()),
+            waiting_on: match &live {
+                _ if row.exit.is_some() => None,
+                Some(live) => live.process.caller.activity(),
+                None => row.waiting_on,
+            },
             name: row.spec.name,
             agent: row.spec.agent,
             model: row.spec.model,
@@ -67,7 +71,7 @@ impl Kernel {
     pub async fn unfinished(&self) -> Result<Vec<Pid>, Error> {
         let rows = self.0.services.store.processes().await?;
         let is_left = |row: &ProcessRow| {
-            row.exit.is_none() && row.spec.agent != super::client::CLIENT && self.live(row.spec.pid).is_none()
+            row.exit.is_none() && row.spec.agent != crate::syscall::CLIENT && self.live(row.spec.pid).is_none()
         };
         Ok(rows.into_iter().filter(is_left).map(|row| row.spec.pid).collect())
     }
@@ -235,13 +239,18 @@ fn sealed_heads(kernel: &[Record]) -> HashMap<u64, (u64, String)> {
     kernel.iter().filter(|r| r.event == "exit").filter_map(sealed).collect()
 }
 
-fn state_of(exit: Option<&Exit>, live: Option<&Live>) -> ProcessState {
+fn state_of(stored: ProcessState, exit: Option<&Exit>, live: Option<&Live>) -> ProcessState {
     if exit.is_some() {
         return ProcessState::Zombie;
     }
-    let Some(live) = live else { return ProcessState::Stopped };
+    // One that waited for a person when its kernel stopped still does.
+    let stopped = if stored == ProcessState::Approval { stored } else { ProcessState::Stopped };
+    let Some(live) = live else { return stopped };
     if matches!(*live.process.end.borrow(), Some(End::Suspended(_) | End::Unanswered(_))) {
-        return ProcessState::Stopped;
+        return stopped;
+    }
+    if live.process.caller.is_parked() {
+        return ProcessState::Approval;
     }
     match live.task.state() {
         TaskState::Runnable | TaskState::Running => ProcessState::Runnable,

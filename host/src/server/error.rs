@@ -53,6 +53,10 @@ codes! {
     UnknownProcess = 2,
     /// The process is not in a state for it.
     BadState = 2,
+    /// No question of that id.
+    UnknownApproval = 2,
+    /// The question has its answer already.
+    Answered = 2,
     /// No model is chosen.
     NoModel = 2,
     /// The model's name leads nowhere.
@@ -75,6 +79,8 @@ codes! {
     ScriptExhausted = 1,
     /// A grant, a hook or a policy refused it.
     Denied = 3,
+    /// A hook wants a person to decide, and nobody could be asked.
+    NeedsApproval = 3,
     /// A limit or a quota ended it.
     Quota = 4,
     /// The provider answered with an error.
@@ -243,6 +249,14 @@ impl From<kernel::Error> for ApiError {
             E::Unanswered { pid, source } => {
                 let Self { code, hint, .. } = (*source).into();
                 (code, format!("{hint}; then {}", resume_hint(pid)))
+            }
+            E::UnknownApproval { pending, .. } => {
+                let pending: Vec<_> = pending.iter().map(u64::to_string).collect();
+                (Code::UnknownApproval, listed("waiting for an answer", &pending, "aok approvals"))
+            }
+            E::Answered { .. } => (Code::Answered, "`aok approvals --all` shows the answers".to_owned()),
+            E::NeedsApproval { .. } => {
+                (Code::NeedsApproval, "run it again with `--yes`, which says yes to all such questions".to_owned())
             }
             E::Invalid(_) => (Code::InvalidArguments, "correct the value and run the command again".to_owned()),
             E::Denied { by, .. } => (Code::Denied, format!("change the request, or the rule of `{by}`")),

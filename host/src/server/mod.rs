@@ -21,7 +21,7 @@ use crate::capability::Rights;
 use crate::kernel::{ClientCall, Kernel};
 use crate::process::{Event, EventKind, Pid};
 use error::ApiError;
-use wire::{CallLine, Connected, LogLine, MetricsLine, OfferedTool, Request};
+use wire::{ApprovalLine, CallLine, Connected, LogLine, MetricsLine, OfferedTool, Request};
 
 /// An answer: JSON lines without their line ends. An error is the last item.
 pub type Lines = BoxStream<'static, Result<String, ApiError>>;
@@ -79,6 +79,13 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::PluginLs {} => list(kernel.plugins()),
         Request::AgentLs {} => list(kernel.agents()),
         Request::HookLs {} => list(kernel.hooks()),
+        Request::Approvals { all } => {
+            let approvals = kernel.approvals().await?.into_iter().filter(|a| all || a.answer.is_none());
+            list(approvals.map(ApprovalLine::from).collect())
+        }
+        Request::Decide { id, approved, always } => {
+            list(vec![ApprovalLine::from(kernel.decide(id, approved, always).await?)])
+        }
         Request::Context { pid } => list(kernel.context(pid).await?),
         Request::AuditTail { pid, limit } => list(kernel.audit_tail(pid, limit).await?),
         Request::AuditVerify {} => list(vec![kernel.audit_verify().await?]),

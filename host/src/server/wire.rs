@@ -19,6 +19,7 @@ use crate::kernel::info::{CallReport, ToolInfo};
 use crate::process::{Mount, Pid};
 use crate::quota::ResourceQuota;
 use crate::storage::LogRecord;
+use crate::syscall::Approval;
 
 /// The protocol that this aok speaks. A change that an older client or kernel would misread is a new
 /// number; a new command or field is not.
@@ -116,6 +117,22 @@ pub enum Request {
     PluginLs {},
     /// All agents.
     AgentLs {},
+    /// The questions that wait for an answer, or all.
+    Approvals {
+        /// Answered ones too.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Answers a question; one [`ApprovalLine`].
+    Decide {
+        /// Which.
+        id: u64,
+        /// Whether it may be done.
+        approved: bool,
+        /// Whether that holds for all such questions from now on.
+        #[serde(default)]
+        always: bool,
+    },
     /// All hooks, by point and in the order in which they are asked.
     HookLs {},
     /// The pages of a process's context in window order, swapped ones after.
@@ -164,6 +181,9 @@ pub struct Spawn {
     /// Hosts that its tools may reach.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostGrant>,
+    /// Whether the client says yes to all that a hook asks a person about.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub yes: bool,
     /// Limits.
     pub quota: ResourceQuota,
 }
@@ -179,8 +199,45 @@ impl From<Spawn> for SpawnRequest {
             nice: s.nice,
             mounts: s.mounts,
             hosts: s.hosts,
+            yes: s.yes,
             quota: s.quota,
         }
+    }
+}
+
+/// A question to a person, as `aok approvals` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApprovalLine {
+    /// Its id.
+    pub approval: u64,
+    /// The process.
+    pub pid: Pid,
+    /// The journal position of the call.
+    pub seq: u64,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    /// The process's agent.
+    pub agent: String,
+    /// The syscall.
+    pub call: String,
+    /// What it is about.
+    pub object: String,
+    /// The hook that asks.
+    pub hook: String,
+    /// Its question.
+    pub reason: String,
+    /// `pending`, `approved` or `denied`.
+    pub state: String,
+    /// Whether the answer holds for all such questions.
+    pub always: bool,
+}
+
+impl From<Approval> for ApprovalLine {
+    fn from(a: Approval) -> Self {
+        let state = a.state().to_owned();
+        let always = a.answer.is_some_and(|answer| answer.always);
+        let Approval { id, pid, seq, at_ms, agent, call, object, hook, reason, .. } = a;
+        Self { approval: id, pid, seq, at_ms, agent, call, object, hook, reason, state, always }
     }
 }
 
@@ -394,6 +451,8 @@ mod tests {
             Request::PluginLs {},
             Request::AgentLs {},
             Request::HookLs {},
+            Request::Approvals { all: true },
+            Request::Decide { id: 3, approved: true, always: false },
             Request::Context { pid },
             Request::AuditTail { pid: None, limit: 5 },
             Request::AuditVerify {},

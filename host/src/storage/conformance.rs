@@ -124,6 +124,10 @@ async fn returns_what_was_put(store: &dyn Storage) {
     let entry = store.state("pid:1", "k\0").await.unwrap().unwrap();
     assert_eq!((entry.value.as_slice(), entry.revision), (&[0, 255, 1][..], 1));
     assert_eq!(store.state("pid:1", "").await.unwrap().unwrap().value, b"");
+    let all = store.states("pid:1").await.unwrap();
+    assert_eq!(all.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["", "k\0"]);
+    assert_eq!(all[1].1, entry);
+    assert_eq!(store.states("pid:").await.unwrap(), [], "a part of a scope's name is none");
     assert_eq!(store.logs(Pid(1), 0).await.unwrap(), [log(1, 1, "\0")]);
     assert_eq!(store.audit_chain(Pid(1)).await.unwrap(), [audit]);
 
@@ -142,6 +146,7 @@ async fn an_empty_store_is_empty(store: &dyn Storage) {
     assert_eq!(store.process(Pid(1)).await.unwrap(), None);
     assert_eq!(store.page(Pid(u64::MAX), u64::MAX).await.unwrap(), None);
     assert_eq!(store.state("", "").await.unwrap(), None);
+    assert_eq!(store.states("").await.unwrap(), []);
     assert_eq!(store.audit_heads().await.unwrap(), []);
 }
 

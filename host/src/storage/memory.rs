@@ -260,6 +260,15 @@ impl StateStore for Memory {
         self.read(|t| t.state.get(&(scope.to_owned(), key.to_owned())).cloned())
     }
 
+    async fn states(&self, scope: &str) -> Result<Vec<(String, StateEntry)>, Error> {
+        self.read(|t| {
+            let all = t.state.iter().filter(|((s, _), _)| s == scope);
+            let mut all: Vec<_> = all.map(|((_, key), entry)| (key.clone(), entry.clone())).collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all
+        })
+    }
+
     async fn logs(&self, pid: Pid, skip: u64) -> Result<Vec<LogRecord>, Error> {
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
         self.read(|t| t.logs.get(&pid).into_iter().flatten().skip(skip).cloned().collect())

@@ -287,7 +287,7 @@ pub enum Change {
     /// Sets a state key, revision + 1; with `expected` only if the stored revision is that
     /// (0 = none), else [`Error::Conflict`].
     StatePut {
-        /// `pid:N` or `plugin:NAME`.
+        /// `pid:N`, `plugin:NAME`, or one of the kernel's own.
         scope: String,
         /// The key.
         key: String,
@@ -339,6 +339,8 @@ pub trait StateStore: Send + Sync {
     async fn last_pid(&self) -> Result<u64, Error>;
     /// A state value.
     async fn state(&self, scope: &str, key: &str) -> Result<Option<StateEntry>, Error>;
+    /// All state values of a scope, by key.
+    async fn states(&self, scope: &str) -> Result<Vec<(String, StateEntry)>, Error>;
     /// A process's log lines in the order written, those after the `skip` first ones.
     async fn logs(&self, pid: Pid, skip: u64) -> Result<Vec<LogRecord>, Error>;
 }

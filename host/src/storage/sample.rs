@@ -25,6 +25,7 @@ pub(super) fn spec(pid: u64) -> ProcessSpec {
         task: "zähle \"Dateien\"\n".to_owned(),
         mounts: vec![Mount { host: PathBuf::from("/tmp/ä b"), guest: "ä b".to_owned(), writable: true }],
         hosts: Vec::new(),
+        yes: false,
         quota: ResourceQuota::STANDARD,
         seed: u64::MAX,
         created_ms: 1_700_000_000_000,

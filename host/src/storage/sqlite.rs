@@ -349,6 +349,10 @@ impl StateStore for Sqlite {
         read::state(&self.readers, scope, key).await.map_err(|error| self.fail(error))
     }
 
+    async fn states(&self, scope: &str) -> Result<Vec<(String, StateEntry)>, Error> {
+        read::states(&self.readers, scope).await.map_err(|error| self.fail(error))
+    }
+
     async fn logs(&self, pid: Pid, skip: u64) -> Result<Vec<LogRecord>, Error> {
         read::logs(&self.readers, pid, skip).await.map_err(|error| self.fail(error))
     }

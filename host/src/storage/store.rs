@@ -339,6 +339,15 @@ impl Store {
         self.read(|s| async move { s.state(&scope, &key).await }).await
     }
 
+    /// All state values of a scope, by key.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub async fn states(&self, scope: &str) -> Result<Vec<(String, StateEntry)>, Error> {
+        let scope = scope.to_owned();
+        self.read(|s| async move { s.states(&scope).await }).await
+    }
+
     /// A process's log lines in the order written, those after the `skip` first ones.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Stop, Syscall};
+use super::{Approvals, Stop, Syscall};
 use crate::audit::Chain;
 use crate::context::PageManager;
 use crate::hook::HookChain;
@@ -25,6 +25,8 @@ pub struct Services {
     pub store: Store,
     /// Stage 2 and 7.
     pub hooks: Arc<HookChain>,
+    /// Questions to people.
+    pub approvals: Approvals,
     /// Which tools there are.
     pub tools: Arc<ToolRegistry>,
     /// Stage 3 for tools.
@@ -36,6 +38,9 @@ pub struct Services {
     /// Stage 9.
     pub metrics: Metrics,
 }
+
+/// The agent name of a process that makes tool calls for a client outside.
+pub const CLIENT: &str = "client";
 
 /// Wall-clock time in Unix milliseconds.
 #[must_use]
@@ -60,6 +65,8 @@ pub(super) enum Activity {
     Timer,
     Model(String),
     Tool(Arc<Entry>),
+    /// The answer to a question.
+    Approval(u64),
 }
 
 /// What one call waits on, until this is dropped.
@@ -209,9 +216,21 @@ impl Caller {
             Activity::Timer => "timer".to_owned(),
             Activity::Model(name) => format!("model {name}"),
             Activity::Tool(entry) => format!("tool {}", entry.spec.name),
+            Activity::Approval(id) => format!("approval {id}"),
         };
         let names: Vec<_> = lock(&self.0.activities).iter().map(|(_, what)| name(what)).collect();
         (!names.is_empty()).then(|| names.join(", "))
+    }
+
+    /// Whether it waits for a person.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        lock(&self.0.activities).iter().any(|(_, what)| matches!(what, Activity::Approval(_)))
+    }
+
+    /// Whether it makes calls for a client outside, whom nobody resumes.
+    pub(super) fn is_client(&self) -> bool {
+        self.0.spec.agent == CLIENT
     }
 
     /// Says what call `seq` waits on, until the answer is dropped.

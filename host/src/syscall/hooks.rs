@@ -101,7 +101,7 @@ impl Caller {
             }
             _ => return (done, None),
         };
-        let event = self.hook_event(act.ticket.seq, point, object, subject.clone());
+        let event = self.hook_event(act.ticket.seq, point, object, subject);
         if refused {
             let asked = hooks.tell(event, self.fuel_left()).await;
             self.charge_hooks(act, asked.fuel);
@@ -116,7 +116,7 @@ impl Caller {
             _ if asked.rewritten_by.is_empty() => (done, None),
             _ => {
                 let by = asked.rewritten_by.join(", ");
-                match rewritten_outcome(&done.outcome, &subject, asked.subject) {
+                match rewritten_outcome(&done.outcome, asked.subject) {
                     Ok(outcome) => (Done { outcome, ..done }, Some(Held { by, verb: "rewrite" })),
                     Err(why) => {
                         let error = Error::new(
@@ -253,14 +253,10 @@ fn rewrite(syscall: &Syscall, subject: Value) -> Result<Syscall, String> {
     }
 }
 
-/// The outcome that a rewritten subject holds. Nothing else of it may have changed.
-fn rewritten_outcome(outcome: &Outcome, shown: &Value, mut subject: Value) -> Result<Outcome, String> {
+/// The outcome that a rewritten subject holds. The rest of it is what was, and not looked at: a number that is read and
+/// written again may have other last digits.
+fn rewritten_outcome(outcome: &Outcome, mut subject: Value) -> Result<Outcome, String> {
     let new = subject.get_mut("outcome").map(Value::take).unwrap_or_default();
-    let mut same = shown.clone();
-    same["outcome"] = Value::Null;
-    if subject != same {
-        return Err("only `outcome` may be rewritten".to_owned());
-    }
     if let Outcome::Reply(reply) = outcome {
         return match serde_json::from_value(new).map_err(|e| e.to_string())? {
             // What it cost is a fact.

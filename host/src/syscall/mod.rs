@@ -4,6 +4,7 @@
 //! Only [`dispatch`] knows the subsystems. A new capability is a variant here, a WIT function with
 //! its line in [`link`], and an arm there.
 
+mod approval;
 mod caller;
 mod dispatch;
 mod hooks;
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-pub use caller::{Caller, Life, Services, now_ms};
+pub use approval::{Answer as ApprovalAnswer, Approval, Approvals};
+pub use caller::{CLIENT, Caller, Life, Services, now_ms};
 pub use step::{Called, StepOutcome};
 
 use crate::abi::{Effect, Error, Reply, ToolCall, ToolSpec};

@@ -98,15 +98,15 @@ impl Caller {
             }
             Replay::New => {}
         }
-        let (syscall, rewritten_by) = match self.before_hooks(&act, syscall).await {
-            Gate::Open(syscall, by) => (syscall, by),
+        let (syscall, decided) = match self.before_hooks(&act, syscall).await {
+            Gate::Open(syscall, by) => (syscall, by.map(|by| (by, "rewrite"))),
             Gate::Shut(syscall, error, by) => {
                 return self.refuse(&act, &syscall, error, Decision::by(by, "deny")).await;
             }
-            Gate::Ask(syscall, by, question) => {
-                let error = Error::new(Errno::Denied, format!("the hook `{by}` wants a person to decide: {question}"));
-                return self.refuse(&act, &syscall, error, Decision::by(by, "deny")).await;
-            }
+            Gate::Ask(syscall, hook, question) => match self.approval(&act, &syscall, hook, question).await? {
+                Ok(by) => (syscall, Some((by.to_owned(), "allow"))),
+                Err(error) => return self.refuse(&act, &syscall, error, Decision::by("person", "deny")).await,
+            },
         };
         let admitted = match self.admit(&act, &syscall).await {
             Ok(admitted) => admitted,
@@ -127,9 +127,9 @@ impl Caller {
         };
         self.quota_commit(&syscall, &done);
         let (done, held) = self.after_hooks(&act, &syscall, done, false).await;
-        let decision = match (held, rewritten_by) {
+        let decision = match (held, decided) {
             (Some(Held { by, verb }), _) => Decision::by(by, verb),
-            (None, Some(by)) => Decision::by(by, "rewrite"),
+            (None, Some((by, verb))) => Decision::by(by, verb),
             (None, None) => Decision::by("policy", "allow"),
         };
         self.finish(&act, &syscall, effect, done, decision).await

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what tests share is test code too, which clippy does not see")]
 
+mod approvals;
 mod audit;
 mod bad_input;
 mod cli;
@@ -14,6 +15,7 @@ mod durable;
 mod environment;
 mod foreign;
 mod gateway;
+mod hooks;
 mod hostile;
 mod http;
 mod layers;

@@ -191,6 +191,12 @@ pub(super) async fn state(pool: &SqlitePool, scope: &str, name: &str) -> Result<
     row.as_ref().map(state_of).transpose()
 }
 
+pub(super) async fn states(pool: &SqlitePool, scope: &str) -> Result<Vec<(String, StateEntry)>> {
+    let rows = query("SELECT key, value, revision FROM state WHERE scope = ? ORDER BY key");
+    let rows = rows.bind(scope).fetch_all(pool).await?;
+    rows.iter().map(|row| Ok((row.try_get("key")?, state_of(row)?))).collect()
+}
+
 pub(super) fn state_of(row: &SqliteRow) -> Result<StateEntry> {
     Ok(StateEntry { value: row.try_get("value")?, revision: number(row, "revision")? })
 }

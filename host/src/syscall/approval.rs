@@ -1,0 +1,279 @@
+//! Questions to a person: written down before anybody waits for the answer, so that both outlast the kernel.
+//!
+//! A question is a state entry of the kernel's own scope. Its revision is 1 until it is answered, and the answer is a
+//! compare-and-set, so that it is given once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::caller::{Activity, now_ms};
+use super::path::Act;
+use super::{Caller, Stop, Syscall};
+use crate::abi::{Errno, Error};
+use crate::hook::{Hook, subject};
+use crate::process::{EventKind, Pid, ProcessState, Seq};
+use crate::storage::{self, Batch, Change, Store};
+
+/// The scope of their state entries. No guest's has this name.
+const SCOPE: &str = "kernel:approvals";
+
+/// A question to a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Its id, from 1.
+    pub id: u64,
+    /// The process that waits, or that was refused for want of an answer.
+    pub pid: Pid,
+    /// The journal position of the call.
+    pub seq: Seq,
+    /// When it was asked, Unix milliseconds.
+    pub at_ms: u64,
+    /// The process's agent.
+    pub agent: String,
+    /// The syscall, as `call`.
+    pub call: String,
+    /// What it is about: a tool, a model.
+    pub object: String,
+    /// The hook that asks.
+    pub hook: String,
+    /// Its question.
+    pub reason: String,
+    /// The answer, once there is one.
+    pub answer: Option<Answer>,
+}
+
+/// What a person decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whether it may be done.
+    pub approved: bool,
+    /// Whether that holds for all such questions from now on: of the same hook, by the same agent, about the same thing.
+    pub always: bool,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+}
+
+impl Approval {
+    /// `pending`, `approved` or `denied`.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match &self.answer {
+            None => "pending",
+            Some(Answer { approved: true, .. }) => "approved",
+            Some(_) => "denied",
+        }
+    }
+
+    /// Whether an answer to the other question, given for always, answers this one.
+    fn is_like(&self, other: &Self) -> bool {
+        (&self.agent, &self.call, &self.object, &self.hook) == (&other.agent, &other.call, &other.object, &other.hook)
+    }
+
+    /// Writes the question down.
+    pub(crate) fn asked(&self) -> Change {
+        self.change(0)
+    }
+
+    /// Writes the answer down, if there is none yet.
+    pub(crate) fn answered(&self) -> Change {
+        self.change(1)
+    }
+
+    fn change(&self, expected: u64) -> Change {
+        // Plain data with string keys has a JSON form.
+        let value = serde_json::to_vec(self).unwrap_or_default();
+        Change::StatePut { scope: SCOPE.to_owned(), key: key(self.id), value, expected: Some(expected) }
+    }
+}
+
+/// Keys sort as their ids do.
+fn key(id: u64) -> String {
+    format!("{id:020}")
+}
+
+/// The questions of a kernel, and who waits for their answers.
+#[derive(Debug)]
+pub struct Approvals {
+    store: Store,
+    next: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+}
+
+impl Approvals {
+    /// The questions in a store.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store, next: AtomicU64::new(1), waiting: Mutex::default() }
+    }
+
+    /// Goes on counting where the store's last question was.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn resume(&self) -> Result<(), storage::Error> {
+        let last = self.all().await?.last().map_or(0, |a| a.id);
+        self.next.store(last + 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// All questions by id.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn all(&self) -> Result<Vec<Approval>, storage::Error> {
+        let entries = self.store.states(SCOPE).await?;
+        let read = |value: Vec<u8>| serde_json::from_slice(&value).ok();
+        Ok(entries.into_iter().filter_map(|(_, entry)| read(entry.value)).collect())
+    }
+
+    /// One question.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn get(&self, id: u64) -> Result<Option<Approval>, storage::Error> {
+        let entry = self.store.state(SCOPE, &key(id)).await?;
+        Ok(entry.and_then(|entry| serde_json::from_slice(&entry.value).ok()))
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The question that was asked at this position already, and the answer that holds for all such questions.
+    pub(crate) async fn before(&self, new: &Approval) -> Result<(Option<Approval>, Option<Approval>), storage::Error> {
+        let all = self.all().await?;
+        let own = all.iter().find(|a| (a.pid, a.seq) == (new.pid, new.seq)).cloned();
+        let is_standing = |a: &&Approval| a.answer.as_ref().is_some_and(|answer| answer.always) && a.is_like(new);
+        let standing = all.iter().filter(is_standing).max_by_key(|a| a.answer.as_ref().map(|answer| answer.at_ms));
+        Ok((own, standing.cloned()))
+    }
+
+    /// Waits for the answer to a question, from now on.
+    pub(crate) fn wait(&self, id: u64) -> oneshot::Receiver<Answer> {
+        let (send, receive) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, send);
+        receive
+    }
+
+    /// Hands an answer, which is written down, to whoever waits; whether somebody does.
+    pub(crate) fn hand_over(&self, id: u64, answer: Answer) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        waiting.is_some_and(|waiting| waiting.send(answer).is_ok())
+    }
+}
+
+/// Who let a call through that a hook asked about.
+pub(super) type By = &'static str;
+
+impl Caller {
+    /// Has a person decide about a call: by an answer that was given for always, by one that was given before the kernel
+    /// was stopped, or by waiting for one. The process is parked meanwhile. The inner result is who allowed it, or the
+    /// refusal.
+    pub(super) async fn approval(
+        &self,
+        act: &Act,
+        syscall: &Syscall,
+        hook: String,
+        reason: String,
+    ) -> Result<Result<By, Error>, Stop> {
+        let spec = self.spec();
+        if spec.yes {
+            return Ok(Ok("--yes"));
+        }
+        let approvals = &self.services().approvals;
+        let new = Approval {
+            id: 0,
+            pid: spec.pid,
+            seq: act.ticket.seq,
+            at_ms: now_ms(),
+            agent: spec.agent.clone(),
+            call: syscall.name().to_owned(),
+            object: syscall.object(),
+            hook,
+            reason,
+            answer: None,
+        };
+        let (own, standing) = approvals.before(&new).await.map_err(|e| self.store_failed(&e))?;
+        let given = own.as_ref().and_then(|a| a.answer.clone());
+        if let Some(answer) = given.or_else(|| standing.and_then(|a| a.answer)) {
+            return Ok(told(&new, answer.approved));
+        }
+        let is_new = own.is_none();
+        let asked = own.unwrap_or_else(|| Approval { id: approvals.next_id(), ..new });
+        // From here on an answer is handed over; what came before is looked at below.
+        let answer = approvals.wait(asked.id);
+        self.park(act, &asked, is_new).await?;
+        if self.is_client() {
+            let message = format!(
+                "the hook `{}` wants a person to decide: {}; `aok approve {} --always` allows such calls from now on",
+                asked.hook, asked.reason, asked.id
+            );
+            return Ok(Err(Error::new(Errno::Denied, message)));
+        }
+        let _waiting = self.waits_on(act.ticket.seq, Activity::Approval(asked.id));
+        let before = approvals.get(asked.id).await.map_err(|e| self.store_failed(&e))?.and_then(|a| a.answer);
+        let approved = match before {
+            Some(answer) => answer.approved,
+            // The kernel that would answer lives as long as its processes.
+            None => answer.await.is_ok_and(|answer| answer.approved),
+        };
+        let changes = vec![Change::State(ProcessState::Runnable, None)];
+        let batch = Batch { pid: spec.pid, changes };
+        self.services().store.enqueue(batch).await.map_err(|e| self.store_failed(&e))?;
+        self.emit(act.ticket.seq, EventKind::State { state: ProcessState::Runnable });
+        Ok(told(&asked, approved))
+    }
+
+    /// Makes a question, and that the process waits for its answer, durable, and tells who watches.
+    async fn park(&self, act: &Act, asked: &Approval, is_new: bool) -> Result<(), Stop> {
+        let pid = self.spec().pid;
+        let mut changes = vec![Change::State(ProcessState::Approval, Some(format!("approval {}", asked.id)))];
+        let mut chain = self.chain().lock().await;
+        let before = chain.head().cloned();
+        if is_new {
+            changes.push(asked.asked());
+            let object = format!("approval {}: {} {}", asked.id, asked.call, asked.object);
+            changes.push(Change::Audit(chain.append(asked.at_ms, "ask", object, "ask", asked.hook.clone())));
+        }
+        let result = self.services().store.commit(Batch { pid, changes }).await;
+        if result.is_err() {
+            *chain = crate::audit::Chain::resume(pid, before);
+        }
+        drop(chain);
+        result.map_err(|e| self.store_failed(&e))?;
+        let (approval, reason) = (asked.id, asked.reason.clone());
+        self.emit(act.ticket.seq, EventKind::Ask { approval, reason });
+        self.emit(act.ticket.seq, EventKind::State { state: ProcessState::Approval });
+        if is_new {
+            self.tell_hooks(Hook::OnApproval, asked.object.clone(), || json!(asked.subject("asked"))).await;
+        }
+        Ok(())
+    }
+}
+
+impl Approval {
+    /// What hooks are shown of it.
+    pub(crate) fn subject(&self, state: &str) -> subject::Approval {
+        subject::Approval {
+            approval: self.id,
+            call: self.call.clone(),
+            object: self.object.clone(),
+            hook: self.hook.clone(),
+            reason: self.reason.clone(),
+            state: state.to_owned(),
+        }
+    }
+}
+
+fn told(asked: &Approval, approved: bool) -> Result<By, Error> {
+    if approved {
+        return Ok("person");
+    }
+    let message = format!("a person refused it, whom the hook `{}` had asked: {}", asked.hook, asked.reason);
+    Err(Error::new(Errno::Denied, message))
+}
