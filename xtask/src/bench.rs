@@ -11,9 +11,10 @@ use crate::step::{aok, cargo, line, root, run, step};
 
 /// The figures that have a target, by bench. A bench that does not print one of its own has failed:
 /// a figure that nobody measures must not look like one that holds.
-const TARGETS: [(&str, &[&str]); 8] = [
+const TARGETS: [(&str, &[&str]); 9] = [
     ("call", &["tool_call_ratio"]),
     ("gateway", &["gateway_overhead_ratio"]),
+    ("hook", &["wasm_hook_ratio", "no_hook_allocs"]),
     ("load", &["plugins100_ready_ms", "call_last_over_first"]),
     ("mcp", &["mcp_echo_p50_ratio"]),
     ("slice", &["slice_switch_ratio", "slice_switch_ns"]),
