@@ -23,7 +23,7 @@ pub(super) fn mount(text: &str) -> Result<Mount, String> {
         Some(None) => return Err("its last name is not UTF-8".to_owned()),
         None => return Err("it has no last name under which guests could see it; give a directory in it".to_owned()),
     };
-    Ok(Mount { host, guest, writable })
+    Ok(Mount { host, guest, writable, private: false })
 }
 
 /// Reads the path of an existing directory and makes it absolute.
@@ -146,7 +146,7 @@ mod tests {
         std::os::unix::fs::symlink(real.join("data"), real.join("link")).unwrap();
         let check = |path: &str, guest: &str, writable: bool| {
             let mount = mount(&format!("{}/{path}", real.display())).unwrap();
-            assert_eq!(mount, Mount { host: real.join("data"), guest: guest.into(), writable }, "{path}");
+            assert_eq!(mount, Mount { host: real.join("data"), guest: guest.into(), writable, private: false }, "{path}");
         };
         check("data", "data", false);
         check("data/", "data", false);
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn two_directories_of_one_name_are_both_named() {
-        let mount = |host: &str| Mount { host: host.into(), guest: "data".into(), writable: false };
+        let mount = |host: &str| Mount { host: host.into(), guest: "data".into(), writable: false, private: false };
         let error = distinct(vec![mount("/a/data"), mount("/b/data")]).unwrap_err();
         assert_eq!(error.exit(), 2);
         let message = error.report().unwrap().message;

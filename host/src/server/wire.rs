@@ -363,7 +363,7 @@ mod tests {
 
     fn every_request() -> Vec<Request> {
         let pid = Pid(3);
-        let mounts = vec![Mount { host: "/srv/größe".into(), guest: "größe".into(), writable: true }];
+        let mounts = vec![Mount { host: "/srv/größe".into(), guest: "größe".into(), writable: true, private: true }];
         let hosts = vec!["[::1]:8080".parse().unwrap(), "*.example.com".parse().unwrap()];
         vec![
             Request::Run(Spawn {
