@@ -5,10 +5,10 @@ use std::time::Duration;
 use futures_util::stream::StreamExt as _;
 
 use super::error::{Error, usage};
-use super::input;
 use super::out::Out;
 use super::progress::Progress;
 use super::session::{Session, Signals};
+use super::{diff, input};
 use crate::capability::HostGrant;
 use crate::process::{Event, EventKind, Mount, Pid};
 use crate::quota::ResourceQuota;
@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// Directory for the agent's tools, by its last name; read-only without `:rw`
     #[arg(long = "dir", value_name = "PATH[:rw]", value_parser = input::mount)]
     dirs: Vec<Mount>,
+    /// Let what is written to directories with `:rw` go through to them, and not to a private copy
+    #[arg(long, requires = "dirs")]
+    direct: bool,
     /// Host that the agent's tools may reach: HOST, HOST:PORT, *.DOMAIN, an IP address or a network
     #[arg(long = "host", value_name = "HOST")]
     hosts: Vec<HostGrant>,
@@ -59,7 +62,7 @@ pub(super) struct Args {
     #[arg(
         long,
         value_name = "PID",
-        conflicts_with_all = ["agent", "task", "model", "dirs", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
+        conflicts_with_all = ["agent", "task", "model", "dirs", "direct", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
     )]
     resume: Option<u64>,
 }
@@ -82,7 +85,7 @@ impl Args {
             name: self.name,
             group: self.group,
             nice: self.nice,
-            mounts: input::distinct(self.dirs)?,
+            mounts: input::mounts(self.dirs, self.direct)?,
             hosts: self.hosts,
             quota: ResourceQuota {
                 fuel: self.max_fuel.unwrap_or(standard.fuel),
@@ -104,6 +107,10 @@ pub(super) fn environment_model() -> Option<String> {
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let mut pid = args.resume.map(Pid);
     let request = args.request()?;
+    let may_change = match &request {
+        Request::Run(spawn) => spawn.mounts.iter().any(Mount::is_private),
+        _ => true,
+    };
     let mut signals = Signals::listen()?;
     let started = tokio::select! {
         started = session.act(request) => started?,
@@ -120,6 +127,9 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
         };
     }
     let cut_off = matches!(end, Err(Error::Interrupted(..) | Error::BrokenPipe));
+    if let Some(pid) = pid.filter(|_| may_change && !cut_off) {
+        diff::tell(pid, session, out).await;
+    }
     match (started.owner, pid) {
         (Some(owner), _) if cut_off => owner.stop(pid, &mut signals, out).await,
         (Some(owner), _) => owner.finish(pid, &mut signals, out).await,

@@ -9,6 +9,7 @@ mod config;
 mod egress;
 mod foreign;
 mod limits;
+mod private;
 mod tool;
 mod value;
 mod wasi;

@@ -12,12 +12,14 @@ use async_trait::async_trait;
 use serde_json::Value;
 use wasmtime::component::{Component, ComponentExportIndex, Instance, InstancePre, Linker, ResourceTable};
 use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::egress::{self, Egress};
 use super::foreign::Functions;
 use super::limits::{Fall, Meter, classify};
+use super::private::{self, Files, Private, PrivateView};
 use super::{Engine, YIELD_INTERVAL, link_refusal, wasi};
 use crate::abi::{Errno, Error, ToolSpec};
 use crate::bindings::tool as world;
@@ -40,6 +42,8 @@ pub(super) struct ToolStore {
     session: Session,
     /// Made when the guest first asks for it, unless it has rights to carry.
     wasi: Option<Box<WasiCtx>>,
+    /// The mounts of which it sees a private copy.
+    private: Private,
     http: WasiHttpCtx,
     egress: Egress,
     table: ResourceTable,
@@ -52,6 +56,13 @@ impl WasiView for ToolStore {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let ctx = self.wasi.get_or_insert_with(|| Box::new(wasi::without_rights()));
         WasiCtxView { ctx, table: &mut self.table }
+    }
+}
+
+impl PrivateView for ToolStore {
+    fn files(&mut self) -> Files<'_> {
+        let wasi = self.wasi.get_or_insert_with(|| Box::new(wasi::without_rights()));
+        Files::new(WasiFilesystemCtxView { ctx: wasi.filesystem(), table: &mut self.table }, &self.private)
     }
 }
 
@@ -92,6 +103,7 @@ pub(super) fn linker(engine: &wasmtime::Engine, wasi03: bool) -> wasmtime::Resul
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     }
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    private::link(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     crate::syscall::link::tool(&mut linker)?;
     Ok(linker)
@@ -190,17 +202,19 @@ impl ToolImage {
     fn store(
         &self,
         session: Session,
-        wasi: Option<Box<WasiCtx>>,
+        files: (Option<Box<WasiCtx>>, Private),
         hosts: Vec<HostGrant>,
         fuel: u64,
         began: Instant,
     ) -> wasmtime::Result<Store<ToolStore>> {
+        let (wasi, private) = files;
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
         let data = ToolStore {
             meter: Meter::new(self.limits),
             session,
             wasi,
+            private,
             http: egress::context(),
             egress: self.egress(hosts),
             table,
@@ -272,8 +286,9 @@ impl ToolImage {
         };
         let session = Session::detached(self.limits.log);
         let began = Instant::now();
-        let mut store =
-            self.store(session, None, Vec::new(), self.limits.fuel, began).map_err(|e| refusal(e.to_string()))?;
+        let mut store = self
+            .store(session, (None, Private::default()), Vec::new(), self.limits.fuel, began)
+            .map_err(|e| refusal(e.to_string()))?;
         let listed = self.within_wall(began, async {
             let instance = pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
@@ -348,7 +363,7 @@ impl ToolImage {
     /// broke it.
     async fn call(&self, live: Option<Live>, call: Invocation) -> (Report, Option<Live>) {
         let began = Instant::now();
-        let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session, slot: _ } = call;
+        let Invocation { tool, arguments, caller, idempotency_key, rights, area, fuel, session, slot: _ } = call;
         let failed = |message: String| {
             let result = Err(Error::new(Errno::Io, message));
             (Report { result, fuel: 0, memory_bytes: 0, session: SessionEnd::default() }, None)
@@ -358,8 +373,8 @@ impl ToolImage {
                 let renewed = self.renew(&mut store, session, rights.hosts, fuel, began);
                 (renewed.map(|()| store), Some(instance))
             }
-            None => match wasi::tool(&rights) {
-                Ok(wasi) => (self.store(session, wasi, rights.hosts, fuel, began), None),
+            None => match wasi::tool(&rights).and_then(|wasi| Ok((wasi, Private::open(&rights, area.as_ref())?))) {
+                Ok(files) => (self.store(session, files, rights.hosts, fuel, began), None),
                 Err(message) => return failed(message),
             },
         };
@@ -376,6 +391,7 @@ impl ToolImage {
         let data = store.data_mut();
         let mut session = std::mem::replace(&mut data.session, Session::detached(0));
         data.egress.report(&mut session);
+        data.private.report(&mut session);
         let (ok, memory_bytes) = (result.is_ok(), data.meter.peak_memory());
         let live = instance.filter(|_| whole).map(|instance| Live { image: self.id, store, instance });
         (Report { result, fuel: used, memory_bytes, session: session.end(ok) }, live)
