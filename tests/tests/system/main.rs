@@ -25,3 +25,4 @@ mod project;
 mod sdk;
 mod stateful;
 mod support;
+mod undo;
