@@ -11,7 +11,7 @@ use crate::step::{aok, cargo, line, root, run, step};
 
 /// The figures that have a target, by bench. A bench that does not print one of its own has failed:
 /// a figure that nobody measures must not look like one that holds.
-const TARGETS: [(&str, &[&str]); 8] = [
+const TARGETS: [(&str, &[&str]); 9] = [
     ("call", &["tool_call_ratio"]),
     ("gateway", &["gateway_overhead_ratio"]),
     ("load", &["plugins100_ready_ms", "call_last_over_first"]),
@@ -20,6 +20,7 @@ const TARGETS: [(&str, &[&str]); 8] = [
     ("soak", &["soak_runs_failed", "soak_rss_growth"]),
     ("start", &["tool_ls_ms"]),
     ("swap", &["swap_calls_failed", "swap_other_p99_ratio"]),
+    ("undo", &["undo_bytes_ratio"]),
 ];
 
 /// Runs the bench `name`, or every one for `all`. Whether all figures hold.
