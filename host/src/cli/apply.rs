@@ -42,14 +42,22 @@ pub(super) async fn discard(args: DiscardArgs, session: &Session, out: &mut Out)
 
 async fn act(request: Request, nothing: &str, session: &Session, out: &mut Out) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
-    // What has begun goes on to its end: the next time it would only have to be seen that it was done.
-    let started = session.act(request).await?;
+    // Broken off in the middle, it goes on the next time where it stopped.
+    let started = tokio::select! {
+        started = session.act(request) => started?,
+        signal = signals.next() => return Err(Error::Interrupted(signal, None)),
+    };
     let end = match started.answer {
-        Ok(lines) => answer(lines, nothing, out).await,
+        Ok(lines) => tokio::select! {
+            end = answer(lines, nothing, out) => end,
+            signal = signals.next() => Err(Error::Interrupted(signal, None)),
+        },
         Err(e) => Err(e.into()),
     };
-    if let Some(owner) = started.owner {
-        owner.finish(None, &mut signals, out).await;
+    match started.owner {
+        Some(owner) if matches!(end, Err(Error::Interrupted(..))) => owner.stop(None, &mut signals, out).await,
+        Some(owner) => owner.finish(None, &mut signals, out).await,
+        None => {}
     }
     end
 }

@@ -178,6 +178,12 @@ impl Area {
         Err(Errno::NOSPC.into())
     }
 
+    /// Does what takes room, and gives the room back if it fails.
+    pub(super) fn taking<T>(&self, bytes: u64, files: u64, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.charge(bytes, files)?;
+        work().inspect_err(|_| self.give_back(bytes, files))
+    }
+
     pub(crate) fn give_back(&self, bytes: u64, files: u64) {
         if let Some(used) = &mut lock(&self.state).used {
             used.bytes = used.bytes.saturating_sub(bytes);

@@ -112,8 +112,7 @@ impl Overlay {
         if self.gone.has(path)? {
             return Ok(());
         }
-        self.area.charge(0, 1)?;
-        self.gone.put(path, b"", &self.area.fresh_path()?)
+        self.area.taking(0, 1, || self.gone.put(path, b"", &self.area.fresh_path()?))
     }
 }
 

@@ -26,16 +26,17 @@ impl Overlay {
         }
         let target = self.raise(&onto.dir)?;
         let source = self.copy_up(&from, true)?;
-        if let Some(lower) = onto.dir.lower.as_ref().filter(|_| onto.entry.lower.is_some()) {
+        let replaced = onto.dir.lower.as_ref().filter(|_| onto.entry.lower.is_some());
+        if let Some(lower) = replaced {
             self.remember_original(&onto, lower)?;
-            if stat.kind == Kind::Directory {
-                self.hide(&onto.path())?;
-            }
         }
         if from.entry.lower.is_some() {
             self.hide(&from.path())?;
         }
         source.rename(from.name()?, &target, onto.name()?)?;
+        if replaced.is_some() && stat.kind == Kind::Directory {
+            self.hide(&onto.path())?;
+        }
         match &onto.entry.upper {
             Some(old) if old.kind == Kind::Directory => self.area.give_back(0, 1),
             Some(old) => self.area.removed(old),

@@ -17,6 +17,9 @@ use super::tree::{Dir, Kind, Own, Stat};
 /// Most links on the way to one entry.
 const MAX_LINKS: usize = 40;
 
+/// Most directories that are opened on the way to one entry: links and `..` must not make it long.
+const MAX_STEPS: usize = 4_096;
+
 /// The deepest and longest path in a private mount: notes about it must have a path, too.
 const MAX_DEPTH: usize = 128;
 const MAX_PATH: usize = 2_048;
@@ -132,8 +135,12 @@ impl Overlay {
         let mut queue = VecDeque::new();
         let mut as_directory = enqueue(OsStr::new(path), &mut queue)?;
         let mut dir = self.cursor(base)?;
-        let mut links = 0;
+        let (mut links, mut steps) = (0, 0);
         while let Some(name) = queue.pop_front() {
+            steps += if name == ".." { dir.path.iter().count() } else { 1 };
+            if steps > MAX_STEPS {
+                return Err(Errno::LOOP.into());
+            }
             if name == ".." {
                 let Some(parent) = dir.path.parent() else { return Err(Errno::PERM.into()) };
                 dir = self.cursor(parent)?;

@@ -19,8 +19,7 @@ impl Overlay {
     /// Makes a new file.
     pub(super) fn create(&self, place: &Place, how: How) -> io::Result<(PathBuf, Opened)> {
         let (upper, name) = (self.alter(&place.dir)?, place.name()?);
-        self.area.charge(0, 1)?;
-        upper.create(name, 0o666)?;
+        self.area.taking(0, 1, || upper.create(name, 0o666))?;
         let file = upper.reopen(name, how.read, false)?;
         self.opened(place, file)
     }
@@ -52,8 +51,8 @@ impl Overlay {
         let _alone = self.area.change();
         let place = self.free(base, path)?;
         let upper = self.alter(&place.dir)?;
-        self.area.charge(0, 1)?;
-        upper.make_dir(place.name()?, 0o777)
+        let name = place.name()?;
+        self.area.taking(0, 1, || upper.make_dir(name, 0o777))
     }
 
     pub(crate) fn make_link_at(&self, target: &str, base: &Path, path: &str) -> io::Result<()> {
@@ -66,8 +65,8 @@ impl Overlay {
             return Err(Errno::NOENT.into());
         }
         let upper = self.alter(&place.dir)?;
-        self.area.charge(target.len() as u64, 1)?;
-        upper.make_link(OsStr::new(target), place.name()?)
+        let name = place.name()?;
+        self.area.taking(target.len() as u64, 1, || upper.make_link(OsStr::new(target), name))
     }
 
     /// Gives what `path` is a second name.
@@ -85,8 +84,8 @@ impl Overlay {
         let from = self.copy_up(&place, true)?;
         // Made again, since the copy may have made its upper directory.
         let upper = self.alter(&self.cursor(&free.dir.path)?)?;
-        self.area.charge(0, 1)?;
-        from.make_name(place.name()?, &upper, free.name()?)
+        let (name, new) = (place.name()?, free.name()?);
+        self.area.taking(0, 1, || from.make_name(name, &upper, new))
     }
 
     /// A place for something new.
@@ -203,9 +202,8 @@ impl Overlay {
     fn raise_dir(&self, at: &Cursor, name: &OsStr, entry: &Entry) -> io::Result<()> {
         let (Some(upper), Some(stat)) = (&at.upper, &entry.lower) else { return Err(Errno::NOENT.into()) };
         self.remember(&at.path.join(name), &Base::new(stat, None))?;
-        self.area.charge(0, 1)?;
         // The kernel must get into it; what others may do does not matter in an area that only its owner enters.
-        upper.make_dir(name, stat.mode & 0o777 | 0o700)
+        self.area.taking(0, 1, || upper.make_dir(name, stat.mode & 0o777 | 0o700))
     }
 
     /// Puts a copy of an original into its upper directory, unless it is there, and gives that directory.

@@ -401,3 +401,93 @@ async fn whatever_a_guest_does_it_sees_what_a_plain_directory_would_show() {
     let other: usize = tally.other.values().sum();
     assert!(other < tally.alike / 50, "seed {first}: {:?}", tally.other);
 }
+
+/// A directory with a file `f` in a folder `d`, and a guest that sees a private copy of it.
+fn lab() -> (TempDir, Guest) {
+    let dir = TempDir::new().unwrap();
+    let original = dir.path().join("o");
+    fs::create_dir_all(original.join("d")).unwrap();
+    fs::write(original.join("d/f"), "old").unwrap();
+    let area = Areas::new(dir.path().join("data/private")).open(&spec(vec![mount(&original)])).unwrap();
+    let guest = Guest::private(&area, &original);
+    (dir, guest)
+}
+
+fn told<T: std::fmt::Debug>(result: FsResult<T>) -> ErrorCode {
+    result.unwrap_err().downcast().unwrap()
+}
+
+#[tokio::test]
+async fn no_guest_fills_the_disk() {
+    const TOO_MUCH: u64 = (4 << 30) + 1;
+    let (dir, mut guest) = lab();
+    let fd = guest.open("d/f", true, OpenFlags::empty(), DescriptorFlags::WRITE).await.unwrap();
+    let full = |code: ErrorCode| assert_eq!(code, ErrorCode::InsufficientSpace);
+    full(told(guest.files().set_size(retyped(&fd), TOO_MUCH).await));
+    full(told(guest.files().write(retyped(&fd), vec![1], TOO_MUCH).await));
+    full(told(guest.files().write(retyped(&fd), vec![1], u64::MAX - 1).await));
+    let stream = guest.files().write_via_stream(retyped(&fd), TOO_MUCH).unwrap();
+    let written = guest.table.get_mut(&stream).unwrap().write(vec![1].into());
+    let wasmtime_wasi::p2::StreamError::LastOperationFailed(error) = written.unwrap_err() else { panic!("no reason") };
+    let error = guest.table.push(error).unwrap();
+    let code = types::Host::filesystem_error_code(&mut guest.files(), error).unwrap();
+    assert_eq!(code, Some(ErrorCode::InsufficientSpace));
+    // What fits is written as if nothing had been asked.
+    assert_eq!(guest.files().write(retyped(&fd), b"new".to_vec(), 0).await.unwrap(), 3);
+    let upper = fs::metadata(dir.path().join("data/private/1/0/upper/d/f")).unwrap();
+    assert_eq!(upper.len(), 3);
+    let mut session = Session::detached(1_000);
+    guest.private.report(&mut session);
+    let lines = session.end(true).lines;
+    assert!(lines.len() == 1 && lines[0].message.contains("4096 MiB in 100000 files"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn wasmtime_wasi_takes_no_descriptor_of_a_private_mount() {
+    let (dir, mut guest) = lab();
+    let fd = guest.open("d/f", true, OpenFlags::empty(), DescriptorFlags::READ).await.unwrap();
+    let root = guest.root();
+    let mut wasi = WasiFilesystemCtxView { ctx: guest.ctx.filesystem(), table: &mut guest.table };
+    for fd in [root, retyped(&fd)] {
+        // Not an error that a guest could read, but the end of its call.
+        assert!(wasi.stat(retyped(&fd)).await.unwrap_err().downcast().is_err());
+        assert!(wasi.unlink_file_at(fd, "d/f".into()).await.unwrap_err().downcast().is_err());
+    }
+    assert!(dir.path().join("o/d/f").exists());
+}
+
+#[tokio::test]
+async fn an_open_original_is_never_written() {
+    let (dir, mut guest) = lab();
+    let fd = guest.open("d/f", true, OpenFlags::empty(), DescriptorFlags::READ).await.unwrap();
+    let at = NewTimestamp::Timestamp(Datetime { seconds: 7, nanoseconds: 0 });
+    let before = fs::metadata(dir.path().join("o/d/f")).unwrap().modified().unwrap();
+    assert_eq!(told(guest.files().write(retyped(&fd), b"new".to_vec(), 0).await), ErrorCode::NotPermitted);
+    assert_eq!(told(guest.files().set_size(retyped(&fd), 0).await), ErrorCode::NotPermitted);
+    assert!(guest.files().write_via_stream(retyped(&fd), 0).is_err());
+    assert!(guest.files().append_via_stream(retyped(&fd)).is_err());
+    guest.files().set_times(retyped(&fd), at, at).await.unwrap();
+    let root = guest.root();
+    guest.files().set_times(root, at, at).await.unwrap();
+    assert_eq!(fs::metadata(dir.path().join("o/d/f")).unwrap().modified().unwrap(), before);
+    let stat = guest.act(&Act::Touch { path: "d/f".into(), follow: true }).await.unwrap();
+    assert!(stat.contains("1000000"), "{stat}");
+}
+
+#[tokio::test]
+async fn an_open_directory_goes_along_when_it_is_renamed() {
+    let (_dir, mut guest) = lab();
+    for path in ["new", "new/sub"] {
+        guest.act(&Act::MakeDir { path: path.into() }).await.unwrap();
+    }
+    let sub = guest.open("new/sub", true, OpenFlags::DIRECTORY, DescriptorFlags::READ).await.unwrap();
+    guest.act(&Act::Rename { path: "new".into(), to: "d/moved".into() }).await.unwrap();
+    guest.files().create_directory_at(retyped(&sub), "x".into()).await.unwrap();
+    assert_eq!(guest.list("d/moved/sub").await.unwrap(), "x DescriptorType::Directory");
+    let again = guest.open("d/moved/sub", true, OpenFlags::DIRECTORY, DescriptorFlags::READ).await.unwrap();
+    assert!(guest.files().is_same_object(retyped(&sub), retyped(&again)).await.unwrap());
+    let hash = guest.files().metadata_hash(retyped(&sub)).await.unwrap();
+    let root = guest.root();
+    let at = guest.files().metadata_hash_at(root, PathFlags::empty(), "d/moved/sub".into()).await.unwrap();
+    assert_eq!((hash.lower, hash.upper), (at.lower, at.upper));
+}
