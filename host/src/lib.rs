@@ -26,7 +26,7 @@
 //!     .spawn(SpawnRequest {
 //!         task: "How heavy is the parcel?".into(),
 //!         model: Some(format!("script/{}", script.display())),
-//!         mounts: vec![Mount { host: dir.path().into(), guest: "files".into(), writable: false }],
+//!         mounts: vec![Mount { host: dir.path().into(), guest: "files".into(), writable: false, private: false }],
 //!         ..SpawnRequest::default()
 //!     })
 //!     .await?;
@@ -47,6 +47,7 @@ pub mod metrics;
 pub mod process;
 pub mod quota;
 
+pub mod overlay;
 pub mod storage;
 
 pub mod context;

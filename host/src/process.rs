@@ -38,6 +38,18 @@ pub struct Mount {
     pub guest: String,
     /// Whether guests may write.
     pub writable: bool,
+    /// Whether what guests write goes to a private copy, and not through to the host. Absent in a record that an
+    /// older aok wrote, whose processes wrote through.
+    #[serde(default)]
+    pub private: bool,
+}
+
+impl Mount {
+    /// Whether guests write to a private copy of it.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.writable && self.private
+    }
 }
 
 /// Everything about a process that is fixed when it is spawned.

@@ -11,7 +11,7 @@ use crate::step::{aok, cargo, line, root, run, step};
 
 /// The figures that have a target, by bench. A bench that does not print one of its own has failed:
 /// a figure that nobody measures must not look like one that holds.
-const TARGETS: [(&str, &[&str]); 9] = [
+const TARGETS: [(&str, &[&str]); 10] = [
     ("call", &["tool_call_ratio"]),
     ("gateway", &["gateway_overhead_ratio"]),
     ("hook", &["wasm_hook_ratio", "no_hook_allocs"]),
@@ -21,6 +21,7 @@ const TARGETS: [(&str, &[&str]); 9] = [
     ("soak", &["soak_runs_failed", "soak_rss_growth"]),
     ("start", &["tool_ls_ms"]),
     ("swap", &["swap_calls_failed", "swap_other_p99_ratio"]),
+    ("undo", &["undo_bytes_ratio"]),
 ];
 
 /// Runs the bench `name`, or every one for `all`. Whether all figures hold.

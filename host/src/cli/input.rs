@@ -9,7 +9,7 @@ use super::error::{Error, usage};
 use crate::process::Mount;
 use crate::server::error::{ApiError, Code};
 
-/// Reads `PATH[:rw]`: an existing directory, seen by guests under its last name.
+/// Reads `PATH[:rw]`: an existing directory, seen by guests under its last name, private where it is written.
 pub(super) fn mount(text: &str) -> Result<Mount, String> {
     let (path, writable) = match text.strip_suffix(":rw") {
         Some(path) => (path, true),
@@ -23,7 +23,7 @@ pub(super) fn mount(text: &str) -> Result<Mount, String> {
         Some(None) => return Err("its last name is not UTF-8".to_owned()),
         None => return Err("it has no last name under which guests could see it; give a directory in it".to_owned()),
     };
-    Ok(Mount { host, guest, writable })
+    Ok(Mount { host, guest, writable, private: writable })
 }
 
 /// Reads the path of an existing directory and makes it absolute.
@@ -32,8 +32,14 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     if path.is_dir() { Ok(path) } else { Err("it is not a directory".to_owned()) }
 }
 
+/// The directories of a command, each with a name of its own; `direct`: written through and not to a private copy.
+pub(super) fn mounts(dirs: Vec<Mount>, direct: bool) -> Result<Vec<Mount>, Error> {
+    let dirs = dirs.into_iter().map(|mount| Mount { private: mount.writable && !direct, ..mount });
+    distinct(dirs.collect())
+}
+
 /// Checks that each of the directories has a name of its own.
-pub(super) fn distinct(mounts: Vec<Mount>) -> Result<Vec<Mount>, Error> {
+fn distinct(mounts: Vec<Mount>) -> Result<Vec<Mount>, Error> {
     for (i, mount) in mounts.iter().enumerate() {
         if let Some(other) = mounts[..i].iter().find(|o| o.guest == mount.guest) {
             return Err(usage(
@@ -146,7 +152,11 @@ mod tests {
         std::os::unix::fs::symlink(real.join("data"), real.join("link")).unwrap();
         let check = |path: &str, guest: &str, writable: bool| {
             let mount = mount(&format!("{}/{path}", real.display())).unwrap();
-            assert_eq!(mount, Mount { host: real.join("data"), guest: guest.into(), writable }, "{path}");
+            assert_eq!(
+                mount,
+                Mount { host: real.join("data"), guest: guest.into(), writable, private: writable },
+                "{path}"
+            );
         };
         check("data", "data", false);
         check("data/", "data", false);
@@ -163,7 +173,7 @@ mod tests {
 
     #[test]
     fn two_directories_of_one_name_are_both_named() {
-        let mount = |host: &str| Mount { host: host.into(), guest: "data".into(), writable: false };
+        let mount = |host: &str| Mount { host: host.into(), guest: "data".into(), writable: false, private: false };
         let error = distinct(vec![mount("/a/data"), mount("/b/data")]).unwrap_err();
         assert_eq!(error.exit(), 2);
         let message = error.report().unwrap().message;

@@ -4,9 +4,11 @@
 //! knows neither sockets nor stores, and can do nothing that a client of the API cannot.
 
 mod agent;
+mod apply;
 mod approvals;
 mod audit;
 mod context;
+mod diff;
 mod doctor;
 mod error;
 mod format;
@@ -44,6 +46,7 @@ aok runs LLM agents as sandboxed, durable processes.
 
   aok run --task \"What is in notes?\" --dir ./notes   run an agent on a task
   aok run --resume PID                               continue an unfinished one
+  aok diff PID · apply PID · discard PID             what it changed in `--dir PATH:rw`
   aok ps · logs PID · context PID · approvals        look at processes; approve, deny ID
   aok tool ls | show NAME | call NAME JSON · mcp     tools, also for MCP clients
   aok plugin ls · agent ls · hook ls · audit tail · metrics
@@ -96,6 +99,9 @@ enum Command {
     /// Refuse what a hook asked about
     Deny(approvals::Decision),
     Context(context::Args),
+    Diff(diff::Args),
+    Apply(apply::Args),
+    Discard(apply::DiscardArgs),
     Audit(audit::Args),
     Metrics(metrics::Args),
     Doctor(doctor::Args),
@@ -106,7 +112,8 @@ impl Command {
     /// Whether it may start a kernel of its own, which needs threads for its I/O.
     fn acts(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Mcp(_) | Self::Approve(_) | Self::Deny(_) => true,
+            Self::Run(_) | Self::Mcp(_) => true,
+            Self::Approve(_) | Self::Deny(_) | Self::Apply(_) | Self::Discard(_) => true,
             Self::Tool(args) => args.acts(),
             _ => false,
         }
@@ -126,6 +133,9 @@ impl Command {
             Self::Approve(args) => approvals::decide(args, true, session, out).await,
             Self::Deny(args) => approvals::decide(args, false, session, out).await,
             Self::Context(args) => context::run(args, session, out).await,
+            Self::Diff(args) => diff::run(args, session, out).await,
+            Self::Apply(args) => apply::run(args, session, out).await,
+            Self::Discard(args) => apply::discard(args, session, out).await,
             Self::Audit(args) => audit::run(args, session, out).await,
             Self::Metrics(args) => metrics::run(args, session, out).await,
             Self::Doctor(args) => doctor::run(args, session, out).await,
@@ -244,10 +254,11 @@ mod tests {
     }
 
     #[test]
-    fn only_run_and_tool_call_start_a_kernel() {
+    fn only_what_acts_starts_a_kernel() {
         let acts = |args: &[&str]| Cli::try_parse_from([&["aok"], args].concat()).unwrap().command.unwrap().acts();
         assert!(acts(&["run", "--task", "x"]));
         assert!(acts(&["tool", "call", "x"]));
+        assert!(acts(&["apply", "1", "work/a"]) && acts(&["discard", "1"]));
         for args in [
             &["ps"][..],
             &["logs", "1", "--follow"],
@@ -257,6 +268,7 @@ mod tests {
             &["agent", "ls"],
             &["hook", "ls"],
             &["context", "1"],
+            &["diff", "1", "--stat"],
             &["audit", "tail", "1", "-n", "5"],
             &["audit", "verify"],
             &["metrics"],

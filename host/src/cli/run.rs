@@ -6,10 +6,10 @@ use futures_util::stream::StreamExt as _;
 
 use super::error::{Error, usage};
 use super::format::one_line;
-use super::input;
 use super::out::Out;
 use super::progress::Progress;
 use super::session::{Session, Signals};
+use super::{diff, input};
 use crate::capability::HostGrant;
 use crate::process::{Event, EventKind, Mount, Pid};
 use crate::quota::ResourceQuota;
@@ -32,6 +32,9 @@ pub(super) struct Args {
     /// Directory for the agent's tools, by its last name; read-only without `:rw`
     #[arg(long = "dir", value_name = "PATH[:rw]", value_parser = input::mount)]
     dirs: Vec<Mount>,
+    /// Let what is written to directories with `:rw` go through to them, and not to a private copy
+    #[arg(long, requires = "dirs")]
+    direct: bool,
     /// Host that the agent's tools may reach: HOST, HOST:PORT, *.DOMAIN, an IP address or a network
     #[arg(long = "host", value_name = "HOST")]
     hosts: Vec<HostGrant>,
@@ -63,7 +66,7 @@ pub(super) struct Args {
     #[arg(
         long,
         value_name = "PID",
-        conflicts_with_all = ["agent", "task", "model", "dirs", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
+        conflicts_with_all = ["agent", "task", "model", "dirs", "direct", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
     )]
     resume: Option<u64>,
 }
@@ -86,7 +89,7 @@ impl Args {
             name: self.name,
             group: self.group,
             nice: self.nice,
-            mounts: input::distinct(self.dirs)?,
+            mounts: input::mounts(self.dirs, self.direct)?,
             hosts: self.hosts,
             yes: self.yes,
             quota: ResourceQuota {
@@ -110,6 +113,10 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
     let mut pid = args.resume.map(Pid);
     let yes = args.yes;
     let request = args.request()?;
+    let may_change = match &request {
+        Request::Run(spawn) => spawn.mounts.iter().any(Mount::is_private),
+        _ => true,
+    };
     let mut signals = Signals::listen()?;
     let started = tokio::select! {
         started = session.act(request) => started?,
@@ -128,6 +135,9 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
     // A process of a live kernel goes on waiting for its person there; with our own it is stopped as it is.
     let parked = matches!(&end, Err(Error::Failed(e)) if e.code == Code::NeedsApproval);
     let cut_off = matches!(end, Err(Error::Interrupted(..) | Error::BrokenPipe)) || parked;
+    if let Some(pid) = pid.filter(|_| may_change && !cut_off) {
+        diff::tell(pid, session, out).await;
+    }
     match (started.owner, pid) {
         (Some(owner), _) if cut_off => owner.stop(pid, &mut signals, out).await,
         (Some(owner), _) => owner.finish(pid, &mut signals, out).await,

@@ -3,13 +3,13 @@
 use futures_util::stream::StreamExt as _;
 
 use super::error::Error;
-use super::input;
 use super::out::{Column, Out};
 use super::session::{Session, Signals};
+use super::{diff, input};
 use crate::abi;
 use crate::capability::HostGrant;
 use crate::kernel::info::ToolInfo;
-use crate::process::Mount;
+use crate::process::{Mount, Pid};
 use crate::server::Lines;
 use crate::server::error::{ApiError, Code};
 use crate::server::wire::{CallLine, Request};
@@ -40,6 +40,9 @@ enum Command {
         /// Directory that the tool may see, by its last name; read-only without `:rw`
         #[arg(long = "dir", value_name = "PATH[:rw]", value_parser = input::mount)]
         dirs: Vec<Mount>,
+        /// Let what is written to directories with `:rw` go through to them, and not to a private copy
+        #[arg(long, requires = "dirs")]
+        direct: bool,
         /// Host that the tool may reach: HOST, HOST:PORT, *.DOMAIN, an IP address or a network
         #[arg(long = "host", value_name = "HOST")]
         hosts: Vec<HostGrant>,
@@ -74,10 +77,10 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
             }
             Ok(())
         }
-        Command::Call { name, arguments, dirs, hosts } => {
-            let (arguments, mounts) = (input::json(arguments)?, input::distinct(dirs)?);
+        Command::Call { name, arguments, dirs, direct, hosts } => {
+            let (arguments, mounts) = (input::json(arguments)?, input::mounts(dirs, direct)?);
             let request = Request::ToolCall { name, arguments, mounts, hosts, stop: false, connection: None };
-            call(request, session, out).await
+            Box::pin(call(request, session, out)).await
         }
     }
 }
@@ -103,6 +106,8 @@ fn sheet(tool: &ToolInfo) -> String {
 }
 
 async fn call(request: Request, session: &Session, out: &mut Out) -> Result<(), Error> {
+    let may_change = matches!(&request, Request::ToolCall { mounts, .. } if mounts.iter().any(Mount::is_private));
+    let mut pid = None;
     let mut signals = Signals::listen()?;
     let started = tokio::select! {
         started = session.act(request) => started?,
@@ -110,11 +115,14 @@ async fn call(request: Request, session: &Session, out: &mut Out) -> Result<(), 
     };
     let end = match started.answer {
         Ok(lines) => tokio::select! {
-            end = answer(lines, out) => end,
+            end = answer(lines, &mut pid, out) => end,
             signal = signals.next() => Err(Error::Interrupted(signal, None)),
         },
         Err(e) => Err(e.into()),
     };
+    if let Some(pid) = pid.filter(|_| may_change) {
+        diff::tell(pid, session, out).await;
+    }
     match started.owner {
         Some(owner) if matches!(end, Err(Error::Interrupted(..))) => owner.stop(None, &mut signals, out).await,
         Some(owner) => owner.finish(None, &mut signals, out).await,
@@ -123,12 +131,14 @@ async fn call(request: Request, session: &Session, out: &mut Out) -> Result<(), 
     end
 }
 
-async fn answer(mut lines: Lines, out: &mut Out) -> Result<(), Error> {
+/// Shows the report; `pid` becomes known with it.
+async fn answer(mut lines: Lines, pid: &mut Option<Pid>, out: &mut Out) -> Result<(), Error> {
     let Some(line) = lines.next().await else {
         return Err(ApiError::internal("a tool call gave no report").into());
     };
     let line = line?;
     let call: CallLine = serde_json::from_str(&line)?;
+    *pid = Some(Pid(call.pid));
     if out.json {
         out.line(&line)?;
     } else if let Some(result) = &call.result {
@@ -183,10 +193,10 @@ mod tests {
     #[tokio::test]
     async fn the_result_alone_is_on_stdout() {
         let (mut out, stdout, stderr) = memory(false, None);
-        answer(lines(Ok("{\"value\": 1.50}".into())), &mut out).await.unwrap();
+        answer(lines(Ok("{\"value\": 1.50}".into())), &mut None, &mut out).await.unwrap();
         assert_eq!((stdout.text().as_str(), stderr.text().as_str()), ("{\"value\": 1.50}\n", ""));
         let (mut out, stdout, _) = memory(true, None);
-        answer(lines(Ok("1".into())), &mut out).await.unwrap();
+        answer(lines(Ok("1".into())), &mut None, &mut out).await.unwrap();
         let report: serde_json::Value = serde_json::from_str(&stdout.text()).unwrap();
         let expected = json!({"tool": "calc__eval", "ok": true, "result": 1, "pid": 9, "fuel": 1, "memory_bytes": 2, "duration_us": 3, "seq": 4});
         assert_eq!(report, expected);
@@ -203,13 +213,13 @@ mod tests {
             (abi::Error::new(Errno::Io, "m"), 1, "aok logs 9"),
         ] {
             let (mut out, stdout, _) = memory(false, None);
-            let end = answer(lines(Err(error)), &mut out).await.unwrap_err();
+            let end = answer(lines(Err(error)), &mut None, &mut out).await.unwrap_err();
             assert_eq!((end.exit(), stdout.text().as_str()), (exit, ""));
             let hint = end.report().unwrap().hint;
             assert!(hint.contains(word), "{hint}");
         }
         let (mut out, stdout, _) = memory(true, None);
-        assert!(answer(lines(Err(abi::Error::new(Errno::Denied, "m"))), &mut out).await.is_err());
+        assert!(answer(lines(Err(abi::Error::new(Errno::Denied, "m"))), &mut None, &mut out).await.is_err());
         assert!(stdout.text().contains(r#""ok":false,"error":{"code":"denied","message":"m","limit":null}"#));
     }
 

@@ -49,7 +49,7 @@ impl HookImage {
         let limits = self.code.limits();
         let session = Session::detached(limits.log);
         let began = Instant::now();
-        let mut store = self.code.store(session, Rights::default(), limits.fuel, began).map_err(refusal)?;
+        let mut store = self.code.store(session, Rights::default(), None, limits.fuel, began).map_err(refusal)?;
         let listed = self.code.within_wall(began, async {
             let instance = self.code.instantiate(&mut store).await?;
             let ask = instance.get_typed_func::<(), (Vec<wit::Subscription>,)>(&mut store, self.subscriptions)?;
@@ -78,7 +78,7 @@ impl HookImage {
         let began = Instant::now();
         let failed =
             |why: String| Report { verdict: Err(Fall::Elsewhere(why)), fuel: 0, session: SessionEnd::default() };
-        let mut store = match self.code.store(session, rights, fuel, began) {
+        let mut store = match self.code.store(session, rights, None, fuel, began) {
             Ok(store) => store,
             Err(why) => return failed(why),
         };

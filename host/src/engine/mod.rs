@@ -11,6 +11,7 @@ mod foreign;
 mod hook;
 mod limits;
 mod nested;
+mod private;
 mod tool;
 mod value;
 mod wasi;

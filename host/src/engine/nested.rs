@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use wasmtime::component::{Component, Instance, InstancePre, Linker, ResourceTable};
 use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::egress::{self, Egress};
 use super::limits::Meter;
+use super::private::{self, Files, Private, PrivateView};
 use super::{Engine, YIELD_INTERVAL, link_refusal, wasi};
 use crate::capability::{HostGrant, Rights};
 use crate::contract::Fault;
+use crate::overlay::Area;
 use crate::quota::Limits;
 use crate::syscall::link::{GuestData, ToolData};
 use crate::tool::Session;
@@ -31,6 +34,8 @@ pub(super) struct NestedStore {
     session: Session,
     /// Made when the guest first asks for it, unless it has rights to carry.
     wasi: Option<Box<WasiCtx>>,
+    /// The mounts of which it sees a private copy.
+    private: Private,
     http: WasiHttpCtx,
     egress: Egress,
     table: ResourceTable,
@@ -44,6 +49,7 @@ impl NestedStore {
     pub(super) fn close(&mut self) -> Session {
         let mut session = std::mem::replace(&mut self.session, Session::detached(0));
         self.egress.report(&mut session);
+        self.private.report(&mut session);
         session
     }
 }
@@ -52,6 +58,13 @@ impl WasiView for NestedStore {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         let ctx = self.wasi.get_or_insert_with(|| Box::new(wasi::without_rights()));
         WasiCtxView { ctx, table: &mut self.table }
+    }
+}
+
+impl PrivateView for NestedStore {
+    fn files(&mut self) -> Files<'_> {
+        let wasi = self.wasi.get_or_insert_with(|| Box::new(wasi::without_rights()));
+        Files::new(WasiFilesystemCtxView { ctx: wasi.filesystem(), table: &mut self.table }, &self.private)
     }
 }
 
@@ -92,6 +105,7 @@ pub(super) fn linker(engine: &wasmtime::Engine, wasi03: bool) -> wasmtime::Resul
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     }
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    private::link(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     crate::syscall::link::tool(&mut linker)?;
     Ok(linker)
@@ -124,7 +138,7 @@ impl Nested {
         self.pre.instantiate_async(store).await
     }
 
-    /// A store for one call.
+    /// A store for one call; `area` is where the private copies of its directories are.
     ///
     /// # Errors
     /// A directory that can no longer be opened; wasmtime's own.
@@ -132,18 +146,19 @@ impl Nested {
         &self,
         session: Session,
         rights: Rights,
+        area: Option<&Arc<Area>>,
         fuel: u64,
         began: Instant,
     ) -> Result<Store<NestedStore>, String> {
-        let wasi = wasi::tool(&rights)?;
-        let made = self.made(session, wasi, rights.hosts, fuel, began);
+        let files = (wasi::tool(&rights)?, Private::open(&rights, area)?);
+        let made = self.made(session, files, rights.hosts, fuel, began);
         made.map_err(|e| e.to_string())
     }
 
     fn made(
         &self,
         session: Session,
-        wasi: Option<Box<WasiCtx>>,
+        (wasi, private): (Option<Box<WasiCtx>>, Private),
         hosts: Vec<HostGrant>,
         fuel: u64,
         began: Instant,
@@ -154,6 +169,7 @@ impl Nested {
             meter: Meter::new(self.limits),
             session,
             wasi,
+            private,
             http: egress::context(),
             egress: self.egress(hosts),
             table,

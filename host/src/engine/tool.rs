@@ -113,7 +113,7 @@ impl ToolImage {
         let limits = self.code.limits();
         let session = Session::detached(limits.log);
         let began = Instant::now();
-        let mut store = self.code.store(session, Rights::default(), limits.fuel, began).map_err(refusal)?;
+        let mut store = self.code.store(session, Rights::default(), None, limits.fuel, began).map_err(refusal)?;
         let listed = self.code.within_wall(began, async {
             let instance = self.code.instantiate(&mut store).await?;
             let list = instance.get_typed_func::<(), (Vec<types::ToolSpec>,)>(&mut store, list)?;
@@ -169,7 +169,7 @@ impl ToolImage {
     /// broke it.
     async fn call(&self, live: Option<Live>, call: Invocation) -> (Report, Option<Live>) {
         let began = Instant::now();
-        let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session, slot: _ } = call;
+        let Invocation { tool, arguments, caller, idempotency_key, rights, area, fuel, session, slot: _ } = call;
         let failed = |message: String| {
             let result = Err(Error::new(Errno::Io, message));
             (Report { result, fuel: 0, memory_bytes: 0, session: SessionEnd::default() }, None)
@@ -179,7 +179,7 @@ impl ToolImage {
                 let renewed = self.code.renew(&mut store, session, rights.hosts, fuel, began);
                 (renewed.map(|()| store).map_err(|e| e.to_string()), Some(instance))
             }
-            None => (self.code.store(session, rights, fuel, began), None),
+            None => (self.code.store(session, rights, area.as_ref(), fuel, began), None),
         };
         let mut store = match store {
             Ok(store) => store,

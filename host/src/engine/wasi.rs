@@ -51,11 +51,13 @@ fn tool_builder() -> WasiCtxBuilder {
 /// # Errors
 /// The directory that can no longer be opened.
 pub(crate) fn tool(rights: &Rights) -> Result<Option<Box<WasiCtx>>, String> {
-    if rights.mounts.is_empty() {
+    // Private mounts are no directories of WASI's: see `private`.
+    let mut mounts = rights.mounts.iter().filter(|mount| !mount.is_private()).peekable();
+    if mounts.peek().is_none() {
         return Ok(None);
     }
     let mut builder = tool_builder();
-    for mount in &rights.mounts {
+    for mount in mounts {
         let perms = if mount.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
         builder
             .preopened_dir(&mount.host, &mount.guest, perms)

@@ -15,6 +15,7 @@ use crate::hook::{Hook, HookChain};
 use crate::llm::Models;
 use crate::llm::local::Places;
 use crate::metrics::Metrics;
+use crate::overlay::Areas;
 use crate::plugin;
 use crate::process::{Exit, Pid};
 use crate::registry::{Loader, Notice, Registry};
@@ -102,6 +103,7 @@ impl Builder {
             approvals: Approvals::new(store.clone()),
             tools: Arc::default(),
             security: ToolSecurity,
+            areas: Areas::new(self.data.join("private")),
             executor: ToolExecutor::new(store.clone()),
             models,
             metrics: Metrics::new(Instant::now()),

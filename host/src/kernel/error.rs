@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::info::FileChange;
 use crate::contract::Fault;
 use crate::process::Pid;
-use crate::{config, llm, storage};
+use crate::{config, llm, overlay, storage};
 
 /// The CLI and the API turn each variant into one code, hint and exit status.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,31 @@ pub enum Error {
         /// For example `has ended`.
         why: String,
     },
+    /// What a process changed was changed outside as well. Nothing was applied.
+    #[error("{} of what process {pid} changed cannot be applied: {}", conflicts.len(), listed(conflicts))]
+    Conflict {
+        /// Which.
+        pid: Pid,
+        /// What cannot be applied, each with its reason.
+        conflicts: Vec<FileChange>,
+    },
+    /// A file was named that the process did not change.
+    #[error("process {pid} did not change `{file}`")]
+    Unchanged {
+        /// Which.
+        pid: Pid,
+        /// As it was named.
+        file: String,
+    },
+    /// A private copy, or an original of one, cannot be used.
+    #[error("the private copy of process {pid}: {source}")]
+    Files {
+        /// Which.
+        pid: Pid,
+        /// The cause.
+        #[source]
+        source: overlay::Error,
+    },
     /// The process stopped without an end and can be resumed.
     #[error("process {pid} was suspended: {why}")]
     Suspended {
@@ -141,4 +167,15 @@ pub enum Error {
     /// This handle reads the store of a directory and runs nothing.
     #[error("this needs a running kernel")]
     ReadOnly,
+}
+
+/// The first of the paths that cannot be applied, with the reasons.
+fn listed(conflicts: &[FileChange]) -> String {
+    const SHOWN: usize = 5;
+    let told = |c: &FileChange| format!("{} ({})", c.path, c.conflict.as_deref().unwrap_or("it is another by now"));
+    let mut text = conflicts.iter().take(SHOWN).map(told).collect::<Vec<_>>().join(", ");
+    if conflicts.len() > SHOWN {
+        text.push_str(&format!(" and {} more", conflicts.len() - SHOWN));
+    }
+    text
 }

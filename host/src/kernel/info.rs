@@ -8,6 +8,7 @@ use crate::capability::Needs;
 use crate::contract::Item;
 use crate::hook::Standing;
 use crate::manifest::Permissions;
+use crate::overlay::{Action, Kind};
 use crate::process::{Exit, ProcessState, Seq};
 
 /// A line of `ps`.
@@ -51,6 +52,35 @@ pub struct ProcessInfo {
     pub pages_swapped: Option<u64>,
     /// How it ended.
     pub exit: Option<Exit>,
+}
+
+/// A line of `diff`, of `apply` and of `discard`: one file, directory or link that a process changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileChange {
+    /// As guests see it: the name of the mount, and the path in it.
+    pub path: String,
+    /// What became of it.
+    pub change: Action,
+    /// What it is; what it was, if it is gone.
+    pub kind: Kind,
+    /// What the original was when the process first touched it; `None` if there was none.
+    pub base: Option<FileBase>,
+    /// Bytes that it has now; `None` if it is gone.
+    pub bytes: Option<u64>,
+    /// Why it cannot be applied; `None` if it can.
+    pub conflict: Option<String>,
+    /// The change of a text as a unified diff, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// What an original was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileBase {
+    /// Its bytes; 0 for a directory.
+    pub bytes: u64,
+    /// SHA-256 of its content in hex; `None` for what has none, or may not be read.
+    pub sha256: Option<String>,
 }
 
 /// A line of `tool ls`, and `tool show`.

@@ -440,7 +440,11 @@ fn check_request(request: &SpawnRequest) -> Result<(), Error> {
 /// the provider's to say, and a small model follows a short head better.
 fn system_text(mounts: &[Mount], hosts: &[HostGrant]) -> String {
     let list = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    let mode = |m: &Mount| if m.writable { "read and write" } else { "read-only" };
+    let mode = |m: &Mount| match m.writable {
+        false => "read-only",
+        true if m.private => "read and write, in a private copy that is applied after you are done",
+        true => "read and write",
+    };
     let mut text =
         format!("Directories: {}.", list(mounts.iter().map(|m| format!("{} ({})", m.guest, mode(m))).collect()));
     if !hosts.is_empty() {

@@ -12,6 +12,7 @@ mod lock;
 mod plugins;
 mod proof;
 mod query;
+mod undo;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -130,6 +130,7 @@ async fn run(engine: &Engine, executor: &ToolExecutor, trial: &Trial) -> Result<
         pid: Pid::KERNEL,
         idempotency_key: "proof".to_owned(),
         rights: Rights::default(),
+        area: None,
         fuel: trial.limits.fuel,
         kept: &Kept::default(),
     };

@@ -98,7 +98,7 @@ impl Kernel {
         Ok(self.0.services.store.logs(pid, skip).await?)
     }
 
-    async fn known(&self, pid: Pid) -> Result<ProcessRow, Error> {
+    pub(super) async fn known(&self, pid: Pid) -> Result<ProcessRow, Error> {
         self.0.services.store.sync_all().await;
         self.0.services.store.process(pid).await?.ok_or(Error::UnknownProcess { pid })
     }

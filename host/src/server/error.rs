@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::abi::{self, Errno};
-use crate::{config, kernel, llm, process, storage};
+use crate::{config, kernel, llm, overlay, process, storage};
 
 /// Declares the closed list once, so that a code cannot lack its exit status or its place in `ALL`.
 macro_rules! codes {
@@ -67,6 +67,8 @@ codes! {
     ToolFailed = 1,
     /// The process was killed.
     Killed = 1,
+    /// What a process changed was changed outside as well.
+    Conflict = 1,
     /// An audit chain does not hold.
     AuditBroken = 1,
     /// A limit did not stop the guest that it must stop.
@@ -245,6 +247,17 @@ impl From<kernel::Error> for ApiError {
             E::State { pid, .. } => {
                 (Code::BadState, format!("`aok ps` shows its state, `aok logs {pid}` what it wrote"))
             }
+            E::Conflict { pid, .. } => (
+                Code::Conflict,
+                format!(
+                    "nothing was applied; `aok diff {pid}` shows all, `aok apply {pid} FILE…` applies the others by \
+                     name, `aok discard {pid}` gives up"
+                ),
+            ),
+            E::Unchanged { pid, .. } => {
+                (Code::InvalidArguments, format!("`aok diff {pid} --stat` lists what can be applied"))
+            }
+            E::Files { pid, source } => return of_files(message, pid, source),
             E::Suspended { pid, .. } => (Code::Stopped, resume_hint(pid)),
             E::Unanswered { pid, source } => {
                 let Self { code, hint, .. } = (*source).into();
@@ -277,6 +290,22 @@ fn listed(what: &str, names: &[String], command: &str) -> String {
         n if n <= SHOWN => format!("{what}: {}", names.join(", ")),
         n => format!("{what}: {} … and {} more (`{command}`)", names[..SHOWN].join(", "), n - SHOWN),
     }
+}
+
+/// Why a private copy cannot be shown or applied.
+fn of_files(message: String, pid: process::Pid, error: overlay::Error) -> ApiError {
+    let again = format!("`aok apply {pid}` then goes on where it stopped");
+    let (code, hint) = match error {
+        overlay::Error::Io { source, path } => {
+            let (code, hint) = of_io(&source, &path);
+            (code, format!("{hint}; {again}"))
+        }
+        overlay::Error::Conflict { .. } => {
+            (Code::Conflict, format!("it was changed at this moment; `aok diff {pid}` shows what is left to apply"))
+        }
+        overlay::Error::Unchanged(_) => (Code::InvalidArguments, format!("`aok diff {pid} --stat` lists what can be")),
+    };
+    ApiError { code, message, hint }
 }
 
 fn of_io(source: &std::io::Error, path: &str) -> (Code, String) {

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use crate::capability::Rights;
-use crate::kernel::{ClientCall, Kernel};
+use crate::kernel::{ClientCall, Error, Kernel};
 use crate::process::{Event, EventKind, Pid};
 use error::ApiError;
 use wire::{ApprovalLine, CallLine, Connected, LogLine, MetricsLine, OfferedTool, Request};
@@ -87,6 +87,16 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
             list(vec![ApprovalLine::from(kernel.decide(id, approved, always).await?)])
         }
         Request::Context { pid } => list(kernel.context(pid).await?),
+        Request::Diff { pid, text } => list(kernel.diff(pid, text).await?),
+        Request::Apply { pid, files } => match kernel.apply(pid, files).await {
+            Err(Error::Conflict { pid, conflicts }) => {
+                let lines = list(conflicts.clone())?;
+                let failure = ApiError::from(Error::Conflict { pid, conflicts });
+                Ok(lines.chain(stream::once(async { Err(failure) })).boxed())
+            }
+            applied => list(applied?),
+        },
+        Request::Discard { pid } => list(kernel.discard(pid).await?),
         Request::AuditTail { pid, limit } => list(kernel.audit_tail(pid, limit).await?),
         Request::AuditVerify {} => list(vec![kernel.audit_verify().await?]),
         Request::Doctor { model } => list(Box::pin(kernel.doctor(model.as_deref())).await),

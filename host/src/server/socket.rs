@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn another_protocol_is_named() {
-        assert!(check_protocol(&headers(PROTOCOL_HEADER, "1")).is_ok());
+        assert!(check_protocol(&headers(PROTOCOL_HEADER, "2")).is_ok());
         let error = check_protocol(&headers(PROTOCOL_HEADER, "99")).unwrap_err();
         assert_eq!(error.code, Code::BadProtocol);
         assert!(error.message.contains("99"), "{error}");

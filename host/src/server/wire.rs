@@ -23,7 +23,7 @@ use crate::syscall::Approval;
 
 /// The protocol that this aok speaks. A change that an older client or kernel would misread is a new
 /// number; a new command or field is not.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Header of each request: the client's [`PROTOCOL`].
 pub const PROTOCOL_HEADER: &str = "aok-protocol";
@@ -137,6 +137,27 @@ pub enum Request {
     HookLs {},
     /// The pages of a process's context in window order, swapped ones after.
     Context {
+        /// Which.
+        pid: Pid,
+    },
+    /// What a process changed in its private copies, by path.
+    Diff {
+        /// Which.
+        pid: Pid,
+        /// With the changes of text files as unified diffs.
+        #[serde(default)]
+        text: bool,
+    },
+    /// Applies what a process changed to the originals; what was applied, or what cannot be and a failure.
+    Apply {
+        /// Which.
+        pid: Pid,
+        /// What; everything if there is none.
+        #[serde(default)]
+        files: Vec<String>,
+    },
+    /// Throws away what a process changed in its private copies; what it was.
+    Discard {
         /// Which.
         pid: Pid,
     },
@@ -422,7 +443,8 @@ mod tests {
 
     fn every_request() -> Vec<Request> {
         let pid = Pid(3);
-        let mounts = vec![Mount { host: "/srv/größe".into(), guest: "größe".into(), writable: true }];
+        let mounts =
+            vec![Mount { host: "/srv/größe".into(), guest: "größe".into(), writable: true, private: true }];
         let hosts = vec!["[::1]:8080".parse().unwrap(), "*.example.com".parse().unwrap()];
         vec![
             Request::Run(Spawn {
@@ -454,6 +476,9 @@ mod tests {
             Request::Approvals { all: true },
             Request::Decide { id: 3, approved: true, always: false },
             Request::Context { pid },
+            Request::Diff { pid, text: true },
+            Request::Apply { pid, files: vec!["a/b".into()] },
+            Request::Discard { pid },
             Request::AuditTail { pid: None, limit: 5 },
             Request::AuditVerify {},
             Request::Metrics {},

@@ -23,7 +23,9 @@ pub(super) fn spec(pid: u64) -> ProcessSpec {
         group: "default".to_owned(),
         nice: -20,
         task: "zähle \"Dateien\"\n".to_owned(),
-        mounts: vec![Mount { host: PathBuf::from("/tmp/ä b"), guest: "ä b".to_owned(), writable: true }],
+        mounts: vec![Mount {
+            host: PathBuf::from("/tmp/ä b"), guest: "ä b".to_owned(), writable: true, private: true
+        }],
         hosts: Vec::new(),
         yes: false,
         quota: ResourceQuota::STANDARD,

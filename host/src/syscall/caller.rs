@@ -2,6 +2,7 @@
 //! (journal positions, page ids, request numbers) and the records of an earlier life to replay.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -10,11 +11,13 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Approvals, Stop, Syscall};
 use crate::audit::Chain;
+use crate::capability::Rights;
 use crate::context::PageManager;
 use crate::hook::HookChain;
 use crate::llm::Models;
 use crate::metrics::Metrics;
-use crate::process::{Event, EventKind, ProcessSpec, Seq, Usage};
+use crate::overlay::{Area, Areas};
+use crate::process::{Event, EventKind, Mount, ProcessSpec, Seq, Usage};
 use crate::storage::{JournalRecord, Store};
 use crate::tool::{Entry, Kept, ToolExecutor, ToolRegistry, ToolSecurity};
 
@@ -33,6 +36,8 @@ pub struct Services {
     pub security: ToolSecurity,
     /// How one is called.
     pub executor: ToolExecutor,
+    /// Where processes write that have private mounts.
+    pub areas: Areas,
     /// Model providers.
     pub models: Models,
     /// Stage 9.
@@ -111,6 +116,7 @@ struct Inner {
     activities: Mutex<Vec<(Seq, Activity)>>,
     stopping: OnceLock<Stop>,
     kept: Kept,
+    area: Mutex<Option<Arc<Area>>>,
     started: Instant,
     wall_us_before: u64,
 }
@@ -149,6 +155,7 @@ impl Caller {
             activities: Mutex::default(),
             stopping: OnceLock::new(),
             kept: Kept::default(),
+            area: Mutex::default(),
             started: Instant::now(),
             wall_us_before: usage.wall_us,
         }))
@@ -187,6 +194,18 @@ impl Caller {
     /// What the process's stateful plugins keep.
     pub(super) fn kept(&self) -> &Kept {
         &self.0.kept
+    }
+
+    /// Where the changes of its private mounts are kept, where a call with these rights has one.
+    pub(super) fn area(&self, rights: &Rights) -> io::Result<Option<Arc<Area>>> {
+        if !rights.mounts.iter().any(Mount::is_private) {
+            return Ok(None);
+        }
+        let mut area = lock(&self.0.area);
+        if area.is_none() {
+            *area = Some(self.0.services.areas.open(&self.0.spec)?);
+        }
+        Ok(area.clone())
     }
 
     /// Ends the events of everybody who watches, and what its plugins kept: the process runs no more.

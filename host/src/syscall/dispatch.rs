@@ -114,7 +114,7 @@ impl Caller {
                     }
                 };
                 services.executor.check(&entry, &call.arguments)?;
-                let rights = services.security.rights(self.spec(), &entry);
+                let rights = services.security.admit(self.spec(), &entry)?;
                 Ok(Admitted::Tool(entry, rights))
             }
             Syscall::Generate(options) => self.admit_model(act, options).await.map(|m| Admitted::Model(Box::new(m))),
@@ -287,10 +287,15 @@ impl Caller {
             );
         }
         let waiting = self.waits_on(act.ticket.seq, Activity::Tool(Arc::clone(entry)));
+        let area = match self.area(rights) {
+            Ok(area) => area,
+            Err(e) => return Outcome::Failed(Error::new(Errno::Io, format!("the private copy: {e}"))).into(),
+        };
         let client = Client {
             pid: self.spec().pid,
             idempotency_key: format!("{:016x}-{}-{}", self.spec().seed, self.spec().pid, act.ticket.seq),
             rights: rights.clone(),
+            area,
             fuel: self.fuel_left(),
             kept: self.kept(),
         };

@@ -1,5 +1,7 @@
 //! `ToolExecutor`: checks a call's arguments and its result; runs it in between.
 
+use std::sync::Arc;
+
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{JsonType, ValidationError};
 use serde_json::Value;
@@ -7,6 +9,7 @@ use serde_json::Value;
 use super::{Entry, Invocation, Kept, Report, Session};
 use crate::abi::{Errno, Error};
 use crate::capability::Rights;
+use crate::overlay::Area;
 use crate::process::Pid;
 use crate::storage::Store;
 
@@ -19,6 +22,8 @@ pub struct Client<'a> {
     pub idempotency_key: String,
     /// What the call may reach.
     pub rights: Rights,
+    /// Where the changes of its private mounts are kept; `None` where it has none.
+    pub area: Option<Arc<Area>>,
     /// The fuel that the process has left.
     pub fuel: u64,
     /// What its stateful plugins keep.
@@ -65,7 +70,7 @@ impl ToolExecutor {
 
     /// Runs a checked call.
     pub async fn run(&self, tool: &Entry, arguments: String, client: Client<'_>) -> Report {
-        let Client { pid: caller, idempotency_key, rights, fuel, kept } = client;
+        let Client { pid: caller, idempotency_key, rights, area, fuel, kept } = client;
         let session = Session::new(self.store.clone(), caller, &tool.plugin, tool.limits.log);
         let call = Invocation {
             tool: tool.tool.clone(),
@@ -73,6 +78,7 @@ impl ToolExecutor {
             caller,
             idempotency_key,
             rights,
+            area,
             fuel: fuel.min(tool.limits.fuel),
             session,
             slot: tool.stateful.then(|| kept.slot(&tool.plugin)),

@@ -9,11 +9,13 @@ mod security;
 mod session;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::abi::ToolResult;
 use crate::capability::Rights;
+use crate::overlay::Area;
 use crate::process::Pid;
 
 pub use executor::{Client, ToolExecutor};
@@ -40,6 +42,8 @@ pub struct Invocation {
     pub fuel: u64,
     /// Log and plugin state of the call.
     pub session: Session,
+    /// Where the changes of its private mounts are kept.
+    pub area: Option<Arc<Area>>,
     /// Where a stateful plugin's instance is from one call of the process to the next.
     pub slot: Option<Slot>,
 }

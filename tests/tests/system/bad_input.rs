@@ -226,9 +226,16 @@ fn no_path_leads_out_of_the_granted_directory() {
     let world = World::new();
     let outside = with_a_secret(&world);
     let grant = format!("{}:rw", world.work().display());
-    let call = |tool: &str, arguments: &Value| {
-        world.run(&["tool", "call", tool, &arguments.to_string(), "--dir", &grant, "--json"])
-    };
+    // To a private copy, and through to the directory.
+    for more in [&[][..], &["--direct"]] {
+        leads_nowhere(&outside, |tool, arguments| {
+            let arguments = arguments.to_string();
+            world.run(&[&["tool", "call", tool, &arguments, "--dir", &grant, "--json"], more].concat())
+        });
+    }
+}
+
+fn leads_nowhere(outside: &Path, call: impl Fn(&str, &Value) -> Ran) {
     for path in WAYS_OUT {
         // What is textually inside and not there may be told so, but never more.
         let inside = path == "work/dir-link/../outside/secret.txt";
@@ -247,13 +254,13 @@ fn no_path_leads_out_of_the_granted_directory() {
             } else {
                 ran.refused(3, "denied", &["--dir", "granted"]);
             }
-            untouched(&outside);
+            untouched(outside);
         }
     }
     for path in ["work/dir-link/new.txt", "work/new-link", "work/dir-link/a/b/new.txt"] {
         for tool in ["fs__write", "fs__append"] {
             call(tool, &json!({"path": path, "content": "x"})).refused(3, "denied", &["--dir"]);
-            untouched(&outside);
+            untouched(outside);
         }
     }
     call("fs__list", &json!({"path": "work/dir-link"})).refused(3, "denied", &["--dir"]);
@@ -308,7 +315,8 @@ fn an_agent_that_tries_to_get_out_is_denied_and_goes_on() {
     script.push(json!({"text": "finished"}));
     let model = world.script(&script);
     let grant = format!("{}:rw", world.work().display());
-    let ran = world.run(&["run", "--task", "x", "--model", &model, "--dir", &grant, "--json"]).exits(0);
+    let args = ["run", "--task", "x", "--model", &model, "--dir", &grant, "--direct", "--json"];
+    let ran = world.run(&args).exits(0);
     let ends: Vec<Value> = ran.lines().into_iter().filter(|e| e["type"] == "tool_end").collect();
     let refusals = ends.iter().filter(|e| e["error"]["code"] == "denied").count();
     assert_eq!((ends.len(), refusals), (2 * denied.len() + 1, 2 * denied.len()), "{}", ran.stdout);

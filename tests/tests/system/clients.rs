@@ -241,7 +241,7 @@ fn bad_requests_on_the_socket_are_refused_by_name_and_the_kernel_lives_on() {
         let head = format!("POST /v1/{name} HTTP/1.1\r\nhost: aok\r\nconnection: close\r\n{headers}");
         send(&world, format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes(), true)
     };
-    const PROTOCOL: &str = "aok-protocol: 1\r\n";
+    const PROTOCOL: &str = "aok-protocol: 2\r\n";
     for (name, headers, body, code) in [
         ("ps", PROTOCOL, "{", "invalid_json"),
         ("ps", PROTOCOL, "{\"verbose\":true}", "bad_usage"),

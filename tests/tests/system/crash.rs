@@ -188,7 +188,7 @@ impl Scenario {
         let (work, pid_text) = (format!("{}:rw", self.world.work().display()), pid.to_string());
         let mut args = vec!["--json", "run"];
         if pid == 0 {
-            args.extend(["--task", "Do what the script says.", "--model", "fake/m", "--dir", &work]);
+            args.extend(["--task", "Do what the script says.", "--model", "fake/m", "--dir", &work, "--direct"]);
         } else {
             args.extend(["--resume", &pid_text]);
         }

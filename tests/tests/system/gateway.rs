@@ -60,7 +60,7 @@ fn provider(kind: &str, url: &str, more: &str) -> String {
 
 fn run(world: &World) -> Ran {
     let work = format!("{}:rw", world.work().display());
-    let args = ["run", "--task", "Do it.", "--model", "fake/m", "--dir", &work, "--json"];
+    let args = ["run", "--task", "Do it.", "--model", "fake/m", "--dir", &work, "--direct", "--json"];
     kept(world, world.run_with(&args, WITH_KEY))
 }
 

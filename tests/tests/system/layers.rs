@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Modules by layer, lowest first. A module may use lower layers.
 const LAYERS: [&[&str]; 7] = [
     &["abi", "audit", "capability", "config", "contract", "manifest", "metrics", "process", "quota"],
-    &["storage"],
+    &["overlay", "storage"],
     &["context", "tool", "llm"],
     &["syscall", "hook", "bindings"],
     &["plugin", "registry", "engine", "scheduler"],

@@ -27,3 +27,4 @@ mod project;
 mod sdk;
 mod stateful;
 mod support;
+mod undo;
