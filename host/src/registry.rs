@@ -18,10 +18,10 @@ pub use files::{Contents, Files, Stamp};
 pub use image::{Counts, Loader};
 
 use crate::abi::ToolSpec;
-use crate::capability::Needs;
+use crate::capability::{Needs, Permissions};
 use crate::contract::{Comments, Fault};
 use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
-use crate::manifest::{Manifest, Permissions};
+use crate::manifest::Manifest;
 use crate::quota::Limits;
 use crate::tool::{Entry, Invoke, Source, ToolRegistry, full_name};
 use files::Unread;

@@ -100,6 +100,7 @@ impl Command {
         match self {
             Self::Run(_) | Self::Mcp(_) => true,
             Self::Tool(args) => args.acts(),
+            Self::Plugin(args) => args.acts(),
             _ => false,
         }
     }
@@ -232,10 +233,11 @@ mod tests {
     }
 
     #[test]
-    fn only_run_and_tool_call_start_a_kernel() {
+    fn only_what_acts_starts_a_kernel() {
         let acts = |args: &[&str]| Cli::try_parse_from([&["aok"], args].concat()).unwrap().command.unwrap().acts();
         assert!(acts(&["run", "--task", "x"]));
         assert!(acts(&["tool", "call", "x"]));
+        assert!(acts(&["plugin", "grant", "x", "http=h"]) && acts(&["plugin", "trust", "x"]));
         for args in [
             &["ps"][..],
             &["logs", "1", "--follow"],

@@ -11,6 +11,7 @@ use super::lock::Lock;
 use super::{Error, Inner, Kernel, Owner};
 use crate::audit::{Chain, Head};
 use crate::config::Config;
+use crate::grants::Grants;
 use crate::hook::HookChain;
 use crate::llm::Models;
 use crate::llm::local::Places;
@@ -72,8 +73,8 @@ impl Builder {
             follower: Mutex::default(),
         };
         create_private(&self.data.join("plugins"))?;
-        let dirs = self.plugin_dirs();
-        let (kernel, notices) = self.assemble(store, Some(owner));
+        let (dirs, grants) = (self.plugin_dirs(), self.grants()?);
+        let (kernel, notices) = self.assemble(store, grants, Some(owner));
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
         kernel.bury_clients(&heads).await?;
         kernel.follow_plugins(dirs, notices).await;
@@ -87,13 +88,18 @@ impl Builder {
     /// Store and configuration errors.
     pub async fn read(self) -> Result<Kernel, Error> {
         let store = Store::open_read(&self.store_url()).await?;
-        let dirs = self.plugin_dirs();
-        let (kernel, _) = self.assemble(store, None);
+        let (dirs, grants) = (self.plugin_dirs(), self.grants()?);
+        let (kernel, _) = self.assemble(store, grants, None);
         plugin::load_once(dirs, &kernel.0.registry).await;
         Ok(kernel)
     }
 
-    fn assemble(self, store: Store, owner: Option<Owner>) -> (Kernel, UnboundedReceiver<Notice>) {
+    /// What plugins are granted.
+    fn grants(&self) -> Result<Grants, Error> {
+        Ok(Grants::open(&self.config.grants, Path::new("aok.toml"), &self.data)?)
+    }
+
+    fn assemble(self, store: Store, grants: Grants, owner: Option<Owner>) -> (Kernel, UnboundedReceiver<Notice>) {
         let models = self.models();
         let services = Services {
             hooks: HookChain::default(),
@@ -107,7 +113,7 @@ impl Builder {
         let loader = Arc::new(Loader::new(Some(self.data.join("cache")), self.config.plugins.wasi03));
         let (registry, notices) = Registry::new(loader, self.config.limits, Arc::clone(&services.tools));
         let (services, started) = (Arc::new(services), Instant::now());
-        (Kernel(Arc::new(Inner { setup: self, services, registry, owner, started })), notices)
+        (Kernel(Arc::new(Inner { setup: self, services, registry, grants, owner, started })), notices)
     }
 
     /// The models that can be named, with the keys that are in the environment now.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::contract::Fault;
 use crate::process::Pid;
-use crate::{config, llm, storage};
+use crate::{config, grants, llm, storage};
 
 /// The CLI and the API turn each variant into one code, hint and exit status.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,17 @@ pub enum Error {
         /// The full names.
         candidates: Vec<String>,
     },
+    /// No plugin of that name.
+    #[error("there is no plugin `{name}`")]
+    UnknownPlugin {
+        /// What was asked for.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// A grant cannot be had.
+    #[error(transparent)]
+    Grants(#[from] grants::Error),
     /// No process of that PID.
     #[error("there is no process {pid}")]
     UnknownProcess {

@@ -4,6 +4,7 @@ mod builder;
 mod client;
 mod doctor;
 mod error;
+mod grants;
 pub mod info;
 mod life;
 mod lock;
@@ -27,6 +28,7 @@ pub use plugins::{report_bundled, report_file};
 
 use crate::audit::Chain;
 use crate::capability::HostGrant;
+use crate::grants::Grants;
 use crate::hook::{Hook, HookEvent, Verdict};
 use crate::process::{Exit, Mount, Pid};
 use crate::quota::ResourceQuota;
@@ -68,6 +70,7 @@ struct Inner {
     setup: Builder,
     services: Arc<Services>,
     registry: Registry,
+    grants: Grants,
     /// What only the owner of the data directory has.
     owner: Option<Owner>,
     started: Instant,

@@ -77,6 +77,9 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         }
         Request::ToolChanges {} => Ok(change_lines(kernel.tool_changes())),
         Request::PluginLs {} => list(kernel.plugins()),
+        Request::PluginGrant { name, permissions } => list(vec![kernel.grant(&name, &permissions).await?]),
+        Request::PluginRevoke { name, what } => list(vec![kernel.revoke(&name, &what).await?]),
+        Request::PluginTrust { name } => list(vec![kernel.trust(&name).await?]),
         Request::AgentLs {} => list(kernel.agents()),
         Request::Context { pid } => list(kernel.context(pid).await?),
         Request::AuditTail { pid, limit } => list(kernel.audit_tail(pid, limit).await?),

@@ -14,6 +14,7 @@ mod durable;
 mod environment;
 mod foreign;
 mod gateway;
+mod grants;
 mod hostile;
 mod http;
 mod layers;
