@@ -5,6 +5,7 @@
 //! ([`may_connect`])? The second keeps a granted name from leading into the operator's own network.
 
 mod permissions;
+mod rights;
 mod url_path;
 
 use std::fmt;
@@ -14,18 +15,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use permissions::{ANY, Asked, HttpPermission, Permissions, SecretPermission, Side};
+pub use rights::{Hidden, Network, PluginRights, Refusal, Rights, Secret};
 use url_path::plain as url_path;
-
-use crate::process::Mount;
-
-/// The rights of one tool call. The default is nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rights {
-    /// Directories, each by the name the guest sees.
-    pub mounts: Vec<Mount>,
-    /// Hosts that its requests may go to.
-    pub hosts: Vec<HostGrant>,
-}
 
 /// What a component's imports ask for, beside what every tool has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +25,8 @@ pub struct Needs {
     pub files: bool,
     /// The network: `wasi:http`.
     pub network: bool,
+    /// Environment variables, and so secrets: `wasi:cli/environment`.
+    pub environment: bool,
     /// WASI 0.3, which the operator must allow: `[plugins] wasi03`.
     pub wasi03: bool,
 }
@@ -338,7 +331,7 @@ pub fn may_ask(grants: &[HostGrant], to: &Destination) -> bool {
 /// Whether a request that may be made may connect to this address of its host: one of the public
 /// network, or one that is itself granted. `localhost` means what it says.
 #[must_use]
-pub fn may_connect(grants: &[HostGrant], to: &Destination, address: IpAddr) -> bool {
+pub fn may_connect<'a>(grants: impl IntoIterator<Item = &'a HostGrant>, to: &Destination, address: IpAddr) -> bool {
     const LOCALHOST: &str = "localhost";
     let granted = |g: &HostGrant| {
         let by_name = || {
@@ -348,7 +341,7 @@ pub fn may_connect(grants: &[HostGrant], to: &Destination, address: IpAddr) -> b
         };
         g.covers_port(to) && (g.covers_address(address) || by_name())
     };
-    is_public(address) || grants.iter().any(granted)
+    is_public(address) || grants.into_iter().any(granted)
 }
 
 /// Whether an address is one of a host on the public network: globally routable unicast. What is

@@ -112,23 +112,37 @@ struct Shared {
     configured: BTreeMap<String, Permissions>,
     /// `grants.toml`; none where nothing is kept.
     file: Option<PathBuf>,
-    /// Directories that no plugin gets, nor one that holds them.
-    own: Vec<PathBuf>,
+    own: Own,
     /// What `grants.toml` says.
     kept: Mutex<BTreeMap<String, Kept>>,
     /// The union of both, for the calls.
     effective: RwLock<BTreeMap<String, Arc<Permissions>>>,
 }
 
+/// Directories that no plugin gets, nor one that holds them.
+#[derive(Debug, Default)]
+struct Own {
+    /// aok's data.
+    data: PathBuf,
+    /// Where plugins are looked for: not to be written, since a component keeps its predecessor's grants.
+    plugins: Vec<PathBuf>,
+}
+
 impl Grants {
     /// The grants of a kernel on the data directory `data`: those that its configuration has, and those
-    /// in its `grants.toml`.
+    /// in its `grants.toml`. `plugins` are the directories that plugins come from.
     ///
     /// # Errors
     /// [`Error::Parse`]: a file has an unknown key, a directory that does not exist, or a grant without a
     /// limit. [`Error::File`]: `grants.toml` cannot be read.
-    pub fn open(configured: &BTreeMap<String, Permissions>, config: &Path, data: &Path) -> Result<Self, Error> {
-        let own = vec![data.canonicalize().unwrap_or_else(|_| data.to_owned())];
+    pub fn open(
+        configured: &BTreeMap<String, Permissions>,
+        config: &Path,
+        data: &Path,
+        plugins: &[PathBuf],
+    ) -> Result<Self, Error> {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let own = Own { data: real(data), plugins: plugins.iter().map(|dir| real(dir)).collect() };
         let wrong = |name: &str, message: String| Error::Parse {
             path: config.to_owned(),
             message: format!("in `[grants.{name}]`, {message}"),
@@ -151,6 +165,12 @@ impl Grants {
     #[must_use]
     pub fn of(&self, plugin: &str) -> Option<Arc<Permissions>> {
         self.0.effective.read().unwrap_or_else(PoisonError::into_inner).get(plugin).cloned()
+    }
+
+    /// What each plugin is granted that is granted anything.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, Arc<Permissions>> {
+        self.0.effective.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the operator trusts this very component of a plugin.
@@ -277,12 +297,13 @@ fn not_granted(plugin: &str, word: &str, kept: &Kept, fixed: Option<&Permissions
 }
 
 /// A grant with canonical paths.
-fn checked(permissions: &Permissions, own: &[PathBuf]) -> Result<Permissions, Error> {
+fn checked(permissions: &Permissions, own: &Own) -> Result<Permissions, Error> {
     let mut permissions = permissions.clone();
-    for path in permissions.read.iter_mut().chain(&mut permissions.write) {
+    let Permissions { read, write, .. } = &mut permissions;
+    for (path, writable) in read.iter_mut().map(|p| (p, false)).chain(write.iter_mut().map(|p| (p, true))) {
         // `*` and the like are refused in the operator's own words.
         if path.is_absolute() {
-            *path = directory(path, own)?;
+            *path = directory(path, writable, own)?;
         }
     }
     permissions.check(Side::Grant).map_err(|why| refused(why, "docs/plugins.md has what can be granted"))?;
@@ -290,7 +311,7 @@ fn checked(permissions: &Permissions, own: &[PathBuf]) -> Result<Permissions, Er
     Ok(permissions)
 }
 
-fn directory(path: &Path, own: &[PathBuf]) -> Result<PathBuf, Error> {
+fn directory(path: &Path, writable: bool, own: &Own) -> Result<PathBuf, Error> {
     let shown = path.display();
     let real = path.canonicalize().map_err(|e| {
         refused(format!("the directory {shown} cannot be granted: {e}"), "make it first, or check the path")
@@ -298,9 +319,14 @@ fn directory(path: &Path, own: &[PathBuf]) -> Result<PathBuf, Error> {
     if !real.is_dir() {
         return Err(refused(format!("{shown} is no directory"), "grant the directory that holds it"));
     }
-    match own.iter().find(|own| real.starts_with(own) || own.starts_with(&real)) {
-        Some(own) => Err(refused(
-            format!("{shown} reaches into aok's own data, {}: a plugin could grant itself anything", own.display()),
+    let reaches = |own: &&PathBuf| real.starts_with(own) || own.starts_with(&real);
+    let what = match Some(&own.data).filter(reaches) {
+        Some(data) => Some(("aok's own data", data)),
+        None => own.plugins.iter().filter(|_| writable).find(reaches).map(|dir| ("a directory of plugins", dir)),
+    };
+    match what {
+        Some((what, own)) => Err(refused(
+            format!("{shown} reaches into {what}, {}: a plugin could grant itself anything", own.display()),
             "grant a directory beside it",
         )),
         None => Ok(real),

@@ -732,6 +732,7 @@ fn entries(
     let limits = lazy.limits();
     let code: Arc<dyn Invoke> = Arc::new(LazyTools { lazy, counts: Arc::clone(&job.counts) });
     let plugin = &job.found.name;
+    let asked = Arc::new(manifest.permissions.clone());
     let entry = |spec: ToolSpec| {
         let validator = jsonschema::validator_for(&spec.input_schema).map_err(|e| Fault {
             code: "invalid_schema",
@@ -745,6 +746,7 @@ fn entries(
             tool: spec.name.clone(),
             source: job.found.origin.source(),
             needs,
+            asked: Arc::clone(&asked),
             limits,
             stateful: manifest.stateful,
             code: Arc::clone(&code),

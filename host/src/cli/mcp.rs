@@ -29,7 +29,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
-    let rights = Rights { mounts: input::distinct(args.dirs)?, hosts: args.hosts };
+    let rights = Rights { mounts: input::distinct(args.dirs)?, hosts: args.hosts, ..Rights::default() };
     let own = Mutex::default();
     let served = tokio::select! {
         served = connection(session, &own, rights) => served.map_err(Error::from),
@@ -47,7 +47,7 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
 /// Serves the client, and ends the connection if there is no kernel and none can be started. The greeting does
 /// not wait for that: a first start compiles the plugins, and clients have little patience.
 async fn connection(session: &Session, own: &Mutex<Option<Owner>>, rights: Rights) -> Result<(), ApiError> {
-    let Rights { mounts, hosts } = rights.clone();
+    let Rights { mounts, hosts, .. } = rights.clone();
     let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
     let mut served = pin!(serve(questions, rights));
     let mut first = pin!(answer(session, own, Request::ToolsOffered { mounts, hosts }));

@@ -23,7 +23,7 @@ use crate::abi::{Errno, Error, ToolSpec};
 use crate::bindings::tool as world;
 use crate::bindings::tool::exports::agent_os::plugin::tool_provider;
 use crate::bindings::types;
-use crate::capability::HostGrant;
+use crate::capability::{Network, Rights};
 use crate::contract::{Fault, Toolbox};
 use crate::process::Pid;
 use crate::quota::Limits;
@@ -109,6 +109,8 @@ pub struct ToolImage {
 /// An instance that waits for its process's next call.
 struct Live {
     image: u64,
+    /// What it was made with: the directories and variables that it sees.
+    rights: Rights,
     store: Store<ToolStore>,
     instance: Instance,
 }
@@ -191,7 +193,7 @@ impl ToolImage {
         &self,
         session: Session,
         wasi: Option<Box<WasiCtx>>,
-        hosts: Vec<HostGrant>,
+        network: Network,
         fuel: u64,
         began: Instant,
     ) -> wasmtime::Result<Store<ToolStore>> {
@@ -202,7 +204,7 @@ impl ToolImage {
             session,
             wasi,
             http: egress::context(),
-            egress: self.egress(hosts),
+            egress: self.egress(network),
             table,
             since_yield: 0,
             fuel_mark: fuel,
@@ -221,20 +223,20 @@ impl ToolImage {
         Ok(store)
     }
 
-    /// Makes the store of an earlier call that of a new one, with limits of its own. The rights to files are those
-    /// that the process has from its beginning to its end.
+    /// Makes the store of an earlier call that of a new one, with limits of its own. Its rights are the same:
+    /// an instance does not outlive a change of them.
     fn renew(
         &self,
         store: &mut Store<ToolStore>,
         session: Session,
-        hosts: Vec<HostGrant>,
+        network: Network,
         fuel: u64,
         began: Instant,
     ) -> wasmtime::Result<()> {
         let data = store.data_mut();
         data.meter.begin_call();
         data.session = session;
-        data.egress = self.egress(hosts);
+        data.egress = self.egress(network);
         data.since_yield = 0;
         data.fuel_mark = fuel;
         data.deadline = began + self.wall();
@@ -249,8 +251,8 @@ impl ToolImage {
         Ok(())
     }
 
-    fn egress(&self, hosts: Vec<HostGrant>) -> Egress {
-        Egress::new(Arc::clone(&self.engine.0.clients), hosts, self.wall(), self.limits.host_calls)
+    fn egress(&self, network: Network) -> Egress {
+        Egress::new(Arc::clone(&self.engine.0.clients), network, self.wall(), self.limits.host_calls)
     }
 
     fn wall(&self) -> Duration {
@@ -272,8 +274,9 @@ impl ToolImage {
         };
         let session = Session::detached(self.limits.log);
         let began = Instant::now();
-        let mut store =
-            self.store(session, None, Vec::new(), self.limits.fuel, began).map_err(|e| refusal(e.to_string()))?;
+        let mut store = self
+            .store(session, None, Network::default(), self.limits.fuel, began)
+            .map_err(|e| refusal(e.to_string()))?;
         let listed = self.within_wall(began, async {
             let instance = pre.instantiate_async(&mut store).await?;
             instance.agent_os_plugin_tool_provider().call_list_tools(&mut store).await
@@ -348,36 +351,44 @@ impl ToolImage {
     /// broke it.
     async fn call(&self, live: Option<Live>, call: Invocation) -> (Report, Option<Live>) {
         let began = Instant::now();
-        let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session, slot: _ } = call;
+        let Invocation { tool, arguments, caller, idempotency_key, rights, fuel, session, slot } = call;
         let failed = |message: String| {
             let result = Err(Error::new(Errno::Io, message));
             (Report { result, fuel: 0, memory_bytes: 0, session: SessionEnd::default() }, None)
         };
-        let (store, mut instance) = match live {
-            Some(Live { mut store, instance, .. }) => {
-                let renewed = self.renew(&mut store, session, rights.hosts, fuel, began);
-                (renewed.map(|()| store), Some(instance))
-            }
+        // Only an instance that lives on has to know them.
+        let keeps = slot.map(|_| rights.clone());
+        let wasi = match &live {
+            Some(_) => None,
             None => match wasi::tool(&rights) {
-                Ok(wasi) => (self.store(session, wasi, rights.hosts, fuel, began), None),
+                Ok(wasi) => wasi,
                 Err(message) => return failed(message),
             },
+        };
+        let network = Network { hosts: rights.hosts, plugin: rights.plugin };
+        let (store, mut instance) = match live {
+            Some(Live { mut store, instance, .. }) => {
+                let renewed = self.renew(&mut store, session, network, fuel, began);
+                (renewed.map(|()| store), Some(instance))
+            }
+            None => (self.store(session, wasi, network, fuel, began), None),
         };
         let mut store = match store {
             Ok(store) => store,
             Err(e) => return failed(e.to_string()),
         };
         let call = Call { tool, arguments, caller, idempotency_key };
-        let (result, whole) = match self.within_wall(began, self.run(&mut store, &mut instance, &call)).await {
+        let (mut result, whole) = match self.within_wall(began, self.run(&mut store, &mut instance, &call)).await {
             Ok(result) => (result, true),
             Err(e) => (Err(fall_error(&call.tool, &e, store.data(), fuel, self.limits.fuel)), false),
         };
         let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         let data = store.data_mut();
         let mut session = std::mem::replace(&mut data.session, Session::detached(0));
-        data.egress.report(&mut session);
+        data.egress.report(&mut session, &mut result);
         let (ok, memory_bytes) = (result.is_ok(), data.meter.peak_memory());
-        let live = instance.filter(|_| whole).map(|instance| Live { image: self.id, store, instance });
+        let live = instance.filter(|_| whole).zip(keeps);
+        let live = live.map(|(instance, rights)| Live { image: self.id, rights, store, instance });
         (Report { result, fuel: used, memory_bytes, session: session.end(ok) }, live)
     }
 }
@@ -397,7 +408,7 @@ impl Invoke for ToolImage {
         let mut place = slot.lock().await;
         // Taken out, so that a call that is given up leaves no instance that is in the middle of something.
         let live = place.take().and_then(|kept| kept.downcast::<Live>().ok());
-        let live = live.filter(|live| live.image == self.id).map(|live| *live);
+        let live = live.filter(|live| live.image == self.id && live.rights == call.rights).map(|live| *live);
         let (report, live) = self.call(live, call).await;
         if let Some(live) = live {
             *place = Some(Box::new(live));

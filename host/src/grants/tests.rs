@@ -24,7 +24,7 @@ impl Place {
 
     fn open(&self, config: &str) -> Result<Grants, Error> {
         let config: BTreeMap<String, Permissions> = toml::from_str(config).unwrap();
-        Grants::open(&config, Path::new("aok.toml"), &self.at("data"))
+        Grants::open(&config, Path::new("aok.toml"), &self.at("data"), &[self.at("b")])
     }
 }
 
@@ -113,6 +113,12 @@ fn directories_are_real_and_each_has_a_name() {
     }
     assert!(says(grants.grant("p", &parse("read = [\"/\"]"))).contains("aok's own data"));
     assert!(says(grants.grant("p", &parse("read = [\"*\"]"))).contains("every directory"));
+    // Who writes there is another plugin.
+    for (path, refused) in [("b", true), ("b/x", true), ("a", false)] {
+        let write = Permissions { write: vec![place.at(path)], ..Permissions::default() };
+        let granted = grants.grant("w", &write);
+        assert_eq!(granted.is_err(), refused, "{path}: {granted:?}");
+    }
     // A link is what it leads to.
     let said = grants.grant("p", &reads(&[&place.at("link")])).unwrap();
     assert_eq!(said, reads(&[&place.at("a/x")]));

@@ -11,7 +11,7 @@ use super::lock::Lock;
 use super::{Error, Inner, Kernel, Owner};
 use crate::audit::{Chain, Head};
 use crate::config::Config;
-use crate::grants::Grants;
+use crate::grants::{self, Grants};
 use crate::hook::HookChain;
 use crate::llm::Models;
 use crate::llm::local::Places;
@@ -22,7 +22,7 @@ use crate::registry::{Loader, Notice, Registry};
 use crate::scheduler::{RoundRobin, Scheduler, Settings};
 use crate::storage::{Batch, Change, Store};
 use crate::syscall::{Services, now_ms};
-use crate::tool::{ToolExecutor, ToolSecurity};
+use crate::tool::{Secrets, ToolExecutor, ToolSecurity};
 
 /// Intervals of fuel in one slice.
 const INTERVALS_PER_SLICE: u32 = 10;
@@ -95,8 +95,8 @@ impl Builder {
     }
 
     /// What plugins are granted.
-    fn grants(&self) -> Result<Grants, Error> {
-        Ok(Grants::open(&self.config.grants, Path::new("aok.toml"), &self.data)?)
+    pub(super) fn grants(&self) -> Result<Grants, grants::Error> {
+        Grants::open(&self.config.grants, Path::new("aok.toml"), &self.data, &self.plugin_dirs())
     }
 
     fn assemble(self, store: Store, grants: Grants, owner: Option<Owner>) -> (Kernel, UnboundedReceiver<Notice>) {
@@ -104,7 +104,7 @@ impl Builder {
         let services = Services {
             hooks: HookChain::default(),
             tools: Arc::default(),
-            security: ToolSecurity,
+            security: ToolSecurity::new(grants.clone(), Secrets::new(|name| std::env::var_os(name))),
             executor: ToolExecutor::new(store.clone()),
             models,
             metrics: Metrics::new(Instant::now()),

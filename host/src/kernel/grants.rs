@@ -24,6 +24,10 @@ impl Kernel {
         }
         let mut report = self.grant_report(&record);
         report.notes = without_effect(&said, &record.requested);
+        let unset = said.secrets.iter().filter(|s| std::env::var_os(&s.name).is_none());
+        report.notes.extend(unset.map(|s| {
+            format!("the environment of this kernel has no variable {}: calls are denied until it has", s.name)
+        }));
         Ok(report)
     }
 

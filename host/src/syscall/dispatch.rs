@@ -110,7 +110,7 @@ impl Caller {
                     }
                 };
                 services.executor.check(&entry, &call.arguments)?;
-                let rights = services.security.rights(self.spec(), &entry);
+                let rights = services.security.rights(self.spec(), &entry)?;
                 Ok(Admitted::Tool(entry, rights))
             }
             Syscall::Generate(options) => self.admit_model(options).map(|m| Admitted::Model(Box::new(m))),
@@ -266,7 +266,7 @@ impl Caller {
         self.add_fuel(report.fuel);
         let outcome = match report.result {
             Ok(text) => Outcome::Text(text),
-            Err(e) => Outcome::Failed(e),
+            Err(e) => Outcome::Failed(self.advised(entry, e)),
         };
         Done {
             outcome,
@@ -274,6 +274,18 @@ impl Caller {
             lines: report.session.lines,
             cost: Cost { fuel: report.fuel, memory_bytes: report.memory_bytes, duration_us: 0 },
         }
+    }
+
+    /// What a tool was denied, with the grant that its plugin lacks.
+    fn advised(&self, tool: &Entry, mut error: Error) -> Error {
+        const GRANT: &str = "aok plugin grant";
+        if error.code == Errno::Denied
+            && !error.message.contains(GRANT)
+            && let Some(advice) = self.services().security.advice(tool)
+        {
+            error.message = format!("{}; {advice}", error.message);
+        }
+        error
     }
 
     /// Asks for a reply. Where the provider is at fault the process stops where it is: a person mends what is

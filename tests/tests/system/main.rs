@@ -15,6 +15,8 @@ mod environment;
 mod foreign;
 mod gateway;
 mod grants;
+mod grants_secrets;
+mod grants_used;
 mod hostile;
 mod http;
 mod layers;

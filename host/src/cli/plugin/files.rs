@@ -38,7 +38,7 @@ const PARTS: [&str; 3] = ["toml", "wit", "wasm"];
 pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Error> {
     // Under the name that it gets: its manifest may speak of another.
     let report = report_file(&args.file, args.name.as_deref(), session.wasi03()?);
-    let name = report.name.clone();
+    let (name, requested) = (report.name.clone(), report.requested.clone());
     doctor::verdict(report)?;
     if is_bundled(&name) {
         return Err(usage(format!("the name `{name}` belongs to a bundled plugin"), "give another name with `--name`"));
@@ -59,7 +59,13 @@ pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Er
             fs::remove_file(&to).map_err(|e| failed(&to, &e))?;
         }
     }
-    tell(out, &target, "added")
+    tell(out, &target, "added")?;
+    let asks = requested.words();
+    if !asks.is_empty() {
+        let how = format!("what it has is what you grant: `aok plugin grant {name} KEY=VALUE…`");
+        out.notice(&format!("{name} asks for {}", asks.join("  ")), &how);
+    }
+    Ok(())
 }
 
 pub(super) fn rm(args: &Rm, session: &Session, out: &mut Out) -> Result<(), Error> {
