@@ -4,22 +4,19 @@
 //! ([`may_ask`]), and, for every address that the host's name leads to, may it connect there
 //! ([`may_connect`])? The second keeps a granted name from leading into the operator's own network.
 
+mod permissions;
+mod rights;
+mod url_path;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::Mount;
-
-/// The rights of one tool call. The default is nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rights {
-    /// Directories, each by the name the guest sees.
-    pub mounts: Vec<Mount>,
-    /// Hosts that its requests may go to.
-    pub hosts: Vec<HostGrant>,
-}
+pub use permissions::{ANY, Asked, HttpPermission, Permissions, SecretPermission, Side};
+pub use rights::{Hidden, Network, PluginRights, Refusal, Rights, Secret};
+use url_path::plain as url_path;
 
 /// What a component's imports ask for, beside what every tool has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +25,8 @@ pub struct Needs {
     pub files: bool,
     /// The network: `wasi:http`.
     pub network: bool,
+    /// Environment variables, and so secrets: `wasi:cli/environment`.
+    pub environment: bool,
     /// WASI 0.3, which the operator must allow: `[plugins] wasi03`.
     pub wasi03: bool,
 }
@@ -53,6 +52,8 @@ enum Target {
     Address(IpAddr),
     /// The addresses that share so many first bits.
     Network(IpAddr, u8),
+    /// Every host, at every port: only in a manifest, where it means whichever the operator names.
+    Any,
 }
 
 /// Why a text is no [`HostGrant`].
@@ -80,6 +81,34 @@ impl FromStr for HostGrant {
             },
         };
         Ok(Self { target, port })
+    }
+}
+
+impl HostGrant {
+    /// Reads a host as a manifest may have it: as [`FromStr`] does, and `*`.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn pattern(text: &str) -> Result<Self, BadGrant> {
+        if text == ANY { Ok(Self { target: Target::Any, port: None }) } else { text.parse() }
+    }
+
+    /// Whether it is a manifest's `*`.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        self.target == Target::Any
+    }
+
+    /// Whether it names its port.
+    #[must_use]
+    pub fn has_port(&self) -> bool {
+        self.port.is_some()
+    }
+
+    /// Whether it covers a destination.
+    #[must_use]
+    pub fn covers(&self, to: &Destination) -> bool {
+        self.is_any() || self.covers_port(to) && self.covers_host(&to.host)
     }
 }
 
@@ -178,6 +207,7 @@ impl fmt::Display for HostGrant {
             (Target::Address(ip), _) => write!(f, "{ip}")?,
             (Target::Network(IpAddr::V6(v6), bits), Some(_)) => write!(f, "[{v6}]/{bits}")?,
             (Target::Network(ip, bits), _) => write!(f, "{ip}/{bits}")?,
+            (Target::Any, _) => f.write_str(ANY)?,
         }
         match self.port {
             Some(port) => write!(f, ":{port}"),
@@ -275,7 +305,7 @@ impl HostGrant {
         match &self.target {
             Target::Address(granted) => *granted == address,
             Target::Network(first, bits) => first.is_ipv4() == address.is_ipv4() && masked(address, *bits) == *first,
-            Target::Name(_) | Target::Below(_) => false,
+            Target::Name(_) | Target::Below(_) | Target::Any => false,
         }
     }
 
@@ -295,13 +325,13 @@ impl HostGrant {
 /// of an address that it happens to lead to is none.
 #[must_use]
 pub fn may_ask(grants: &[HostGrant], to: &Destination) -> bool {
-    grants.iter().any(|g| g.covers_port(to) && g.covers_host(&to.host))
+    grants.iter().any(|g| g.covers(to))
 }
 
 /// Whether a request that may be made may connect to this address of its host: one of the public
 /// network, or one that is itself granted. `localhost` means what it says.
 #[must_use]
-pub fn may_connect(grants: &[HostGrant], to: &Destination, address: IpAddr) -> bool {
+pub fn may_connect<'a>(grants: impl IntoIterator<Item = &'a HostGrant>, to: &Destination, address: IpAddr) -> bool {
     const LOCALHOST: &str = "localhost";
     let granted = |g: &HostGrant| {
         let by_name = || {
@@ -311,7 +341,7 @@ pub fn may_connect(grants: &[HostGrant], to: &Destination, address: IpAddr) -> b
         };
         g.covers_port(to) && (g.covers_address(address) || by_name())
     };
-    is_public(address) || grants.iter().any(granted)
+    is_public(address) || grants.into_iter().any(granted)
 }
 
 /// Whether an address is one of a host on the public network: globally routable unicast. What is

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::capability::{Permissions, Side};
 use crate::quota::Limits;
 
 /// Why the configuration cannot be used.
@@ -43,6 +44,8 @@ pub struct Config {
     pub limits: Limits,
     /// The run queue.
     pub scheduler: SchedulerConfig,
+    /// What plugins are granted, beside what `grants.toml` has.
+    pub grants: BTreeMap<String, Permissions>,
 }
 
 /// `[storage]`.
@@ -259,6 +262,9 @@ impl Config {
             }
         }
         self.llm.check()?;
+        for (name, permissions) in &self.grants {
+            permissions.check(Side::Grant).map_err(|why| format!("in `[grants.{name}]`, {why}"))?;
+        }
         if self.scheduler.workers == Some(0) {
             return Err("`scheduler.workers` is 0; give a positive number or leave it out".to_owned());
         }
@@ -329,6 +335,9 @@ mod tests {
         assert!(check("[limits]\nfule = 5\n").unwrap_err().contains("fule"));
         assert!(check("[limits]\nwall_ms = 0\n").unwrap_err().contains("limits.wall_ms"));
         assert!(check("[scheduler]\nworkers = 0\n").unwrap_err().contains("scheduler.workers"));
+        assert!(check("[grants.p]\nraed = []\n").unwrap_err().contains("raed"));
+        assert!(check("[grants.p]\nread = [\"*\"]\n").unwrap_err().contains("every directory"));
+        assert!(check("[grants.p]\ntrust = \"x\"\n").unwrap_err().contains("trust"));
         assert!(check("nonsense").unwrap_err().contains("aok.toml"));
         let provider = "[llm.providers.x]\nkind = \"openai\"\nbase_url = \"http://h/v1\"\n";
         assert!(check(&format!("{provider}slots = 0\n")).unwrap_err().contains("llm.providers.x.slots"));

@@ -80,6 +80,7 @@ const WASI: [&str; 6] = ["wasi:io/", "wasi:cli/", "wasi:clocks/", "wasi:random/"
 const WASI03: [&str; 5] = ["wasi:cli/", "wasi:clocks/", "wasi:random/", "wasi:sockets/", "wasi:filesystem/"];
 const HTTP: &str = "wasi:http/";
 const FILES: &str = "wasi:filesystem/";
+const ENVIRONMENT: &str = "wasi:cli/environment@";
 
 /// A component's imports and exports.
 #[derive(Debug)]
@@ -275,7 +276,7 @@ impl Shape {
         let imports = self.imports();
         let asks_for = |package: &str| imports.iter().any(|i| i.name.starts_with(package));
         let wasi03 = imports.iter().any(|i| is_wasi03(&i.name));
-        Needs { files: asks_for(FILES), network: asks_for(HTTP), wasi03 }
+        Needs { files: asks_for(FILES), network: asks_for(HTTP), environment: asks_for(ENVIRONMENT), wasi03 }
     }
 
     /// What it imports.

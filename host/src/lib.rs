@@ -42,6 +42,7 @@ pub mod audit;
 pub mod capability;
 pub mod config;
 pub mod contract;
+pub mod grants;
 pub mod manifest;
 pub mod metrics;
 pub mod process;

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 
+use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize};
 
 use crate::abi::Effect;
+use crate::capability::{Permissions, Side};
 use crate::contract::Fault;
 use crate::quota::Limits;
 
@@ -26,7 +26,7 @@ pub struct Manifest {
     pub stateful: bool,
     /// Less than the operator's `[limits]`.
     pub limits: LimitWishes,
-    /// What it asks for.
+    /// What it asks for; none of it holds without the operator's grant.
     pub permissions: Permissions,
     /// What is said about single tools, by their names within the plugin.
     pub tools: BTreeMap<String, ToolNote>,
@@ -48,54 +48,6 @@ pub struct LimitWishes {
     pub output: Option<Size>,
     /// Calls into the kernel.
     pub host_calls: Option<u64>,
-}
-
-/// `[permissions]`: none holds without the operator's grant.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Permissions {
-    /// Directories to read.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub read: Vec<PathBuf>,
-    /// Directories to write.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub write: Vec<PathBuf>,
-    /// Requests.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub http: Vec<HttpPermission>,
-    /// Environment variables.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub env: Vec<String>,
-    /// Secrets, each for its hosts.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub secrets: Vec<SecretPermission>,
-    /// Kernel interfaces.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub kernel: Vec<String>,
-}
-
-/// Requests to one host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpPermission {
-    /// The host, as `--host` takes it.
-    pub host: crate::capability::HostGrant,
-    /// Methods; all when absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub methods: Vec<String>,
-    /// Paths; all when absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub paths: Vec<String>,
-}
-
-/// A secret that is filled in for some hosts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SecretPermission {
-    /// Its name.
-    pub name: String,
-    /// The hosts that may get it.
-    pub hosts: Vec<crate::capability::HostGrant>,
 }
 
 /// `[tools.T]`.
@@ -144,6 +96,7 @@ impl Manifest {
         if let Some((limit, _)) = zero.into_iter().find(|(_, is_zero)| *is_zero) {
             return Err(bad(name, format!("its limit `{limit}` is zero: nothing could run")));
         }
+        manifest.permissions.check(Side::Manifest).map_err(|why| bad(name, format!("in `[permissions]`, {why}")))?;
         Ok(manifest)
     }
 
@@ -351,6 +304,9 @@ mod tests {
             ("name = \"y\"", "`name` is `y`"),
             ("[tools.t]\neffect = \"harmless\"", "harmless"),
             ("[permissions]\nhttp = [{ host = \"http://x/\" }]", "URL"),
+            ("[permissions]\nread = [\"data\"]", "absolute"),
+            ("[permissions]\nwrite = [\"/a/../b\"]", "absolute"),
+            ("[permissions]\nraed = []", "raed"),
             ("stateful = \"yes\"", "stateful"),
             ("= 3", "line 1"),
         ] {

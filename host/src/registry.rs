@@ -18,14 +18,14 @@ pub use files::{Contents, Files, Stamp};
 pub use image::{Counts, Loader};
 
 use crate::abi::ToolSpec;
-use crate::capability::{Needs, Rights};
+use crate::capability::{Needs, Permissions};
 use crate::contract::{Comments, Fault, Role};
 use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
 use crate::hook::{Handler, Hook, HookChain, Phase, Stored, Subscription};
-use crate::manifest::{HookNote, Manifest, Permissions};
+use crate::manifest::{HookNote, Manifest};
 use crate::quota::Limits;
 use crate::storage::Store;
-use crate::tool::{Entry, Invoke, Source, ToolRegistry, full_name};
+use crate::tool::{Entry, Invoke, Source, ToolRegistry, ToolSecurity, full_name};
 use files::Unread;
 use image::{Code, Known, Lazy, LazyHook, LazyTools};
 
@@ -303,6 +303,19 @@ impl From<Fault> for Loaded {
     }
 }
 
+/// Where what plugins serve goes, and what it needs to run.
+#[derive(Debug)]
+pub struct Served {
+    /// Their tools.
+    pub tools: Arc<ToolRegistry>,
+    /// Their hooks.
+    pub hooks: Arc<HookChain>,
+    /// What hooks may reach, and which of them are trusted.
+    pub security: Arc<ToolSecurity>,
+    /// Where hooks keep their state.
+    pub store: Store,
+}
+
 /// All plugins of a kernel. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Registry(Arc<Shared>);
@@ -311,9 +324,7 @@ pub struct Registry(Arc<Shared>);
 struct Shared {
     loader: Arc<Loader>,
     limits: Limits,
-    tools: Arc<ToolRegistry>,
-    hooks: Arc<HookChain>,
-    store: Store,
+    served: Served,
     plugins: Mutex<Vec<Plugin>>,
     /// Loads under way at once: each may hold a large component and its compiler.
     turns: Semaphore,
@@ -323,26 +334,20 @@ struct Shared {
 }
 
 impl Registry {
-    /// An empty registry, whose tools go into `tools` and whose hooks into `hooks`; `limits` are the most that one
-    /// tool call may use, `store` is where hooks keep their state. The receiver gets what the audit log should hold.
+    /// An empty registry; `limits` are the most that one tool call may use. The receiver gets what the audit log
+    /// should hold.
     #[must_use]
-    pub fn new(
-        loader: Arc<Loader>,
-        limits: Limits,
-        tools: Arc<ToolRegistry>,
-        hooks: Arc<HookChain>,
-        store: Store,
-    ) -> (Self, mpsc::UnboundedReceiver<Notice>) {
+    pub fn new(loader: Arc<Loader>, limits: Limits, served: Served) -> (Self, mpsc::UnboundedReceiver<Notice>) {
         let (notices, receiver) = mpsc::unbounded_channel();
         let plugins = Mutex::default();
         let turns = Semaphore::new(LOADS_AT_ONCE);
         let barred = notices.clone();
-        hooks.when_barred(move |plugin, why| {
+        served.hooks.when_barred(move |plugin, why| {
             let notice = Notice { plugin: plugin.to_owned(), what: Happened::Barred(why.to_owned()) };
             let _ = barred.send(notice); // nobody listens in a kernel that only reads
         });
         let version = watch::Sender::new(0);
-        let shared = Shared { loader, limits, tools, hooks, store, plugins, turns, version, notices };
+        let shared = Shared { loader, limits, served, plugins, turns, version, notices };
         (Self(Arc::new(shared)), receiver)
     }
 
@@ -615,8 +620,8 @@ impl Registry {
 
     /// Takes out all that a plugin serves by name.
     fn withdraw(&self, plugin: &str) {
-        self.0.tools.withdraw(plugin);
-        self.0.hooks.withdraw(plugin);
+        self.0.served.tools.withdraw(plugin);
+        self.0.served.hooks.withdraw(plugin);
     }
 
     /// Ends a load: its plugin serves what was loaded, from now on, or is refused.
@@ -702,14 +707,14 @@ impl Registry {
                 let lazy = Lazy::new(code(limits), image.and_then(Image::tools));
                 let tools = entries(job, &manifest, specs, needs, lazy)?;
                 serving.tools = tools.iter().map(|e| e.spec.name.clone()).collect();
-                self.0.tools.swap(name, tools).map_err(|(taken, owner)| Fault {
+                self.0.served.tools.swap(name, tools).map_err(|(taken, owner)| Fault {
                     code: TOOL_NAME_TAKEN,
                     message: format!("its tool name `{taken}` belongs to the plugin `{owner}`"),
                     hint: "rename the tool or the file".into(),
                 })?;
-                self.0.hooks.withdraw(name);
+                self.0.served.hooks.withdraw(name);
             }
-            Known::Hook { subscriptions, .. } => {
+            Known::Hook { subscriptions, needs } => {
                 manifest.check_hook()?;
                 let limits = self.allowed(Role::Hook, &manifest)?;
                 let at = placed(subscriptions, manifest.hook.as_ref())?;
@@ -717,11 +722,13 @@ impl Registry {
                 serving.hooks.dedup();
                 let lazy = Lazy::new(code(limits), image.and_then(Image::hook));
                 let counts = Arc::clone(&job.counts);
-                let code = Arc::new(LazyHook { lazy, counts, rights: Rights::default() });
+                let (asked, security) = (manifest.permissions.clone(), Arc::clone(&self.0.served.security));
+                let trusted = job.found.origin.source() == Source::Bundled || self.0.served.security.trusts(name, digest);
+                let code = Arc::new(LazyHook { lazy, counts, plugin: name.clone(), needs, asked, security });
                 let handler: Arc<dyn Handler> =
-                    Arc::new(Stored { code, store: self.0.store.clone(), plugin: name.clone(), log_limit: limits.log });
-                self.0.tools.withdraw(name);
-                self.0.hooks.swap(name, at, &handler, false);
+                    Arc::new(Stored { code, store: self.0.served.store.clone(), plugin: name.clone(), log_limit: limits.log });
+                self.0.served.tools.withdraw(name);
+                self.0.served.hooks.swap(name, at, &handler, trusted);
             }
         }
         Ok(serving)
@@ -776,6 +783,7 @@ fn entries(
     let limits = lazy.limits();
     let code: Arc<dyn Invoke> = Arc::new(LazyTools { lazy, counts: Arc::clone(&job.counts) });
     let plugin = &job.found.name;
+    let asked = Arc::new(manifest.permissions.clone());
     let entry = |spec: ToolSpec| {
         let validator = jsonschema::validator_for(&spec.input_schema).map_err(|e| Fault {
             code: "invalid_schema",
@@ -789,6 +797,7 @@ fn entries(
             tool: spec.name.clone(),
             source: job.found.origin.source(),
             needs,
+            asked: Arc::clone(&asked),
             limits,
             stateful: manifest.stateful,
             code: Arc::clone(&code),

@@ -32,7 +32,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
-    let rights = Rights { mounts: input::mounts(args.dirs, args.direct)?, hosts: args.hosts };
+    let rights = Rights { mounts: input::mounts(args.dirs, args.direct)?, hosts: args.hosts, ..Rights::default() };
     let own = Mutex::default();
     let private = rights.mounts.iter().any(Mount::is_private);
     let (pids, mut opened) = mpsc::unbounded_channel();
@@ -62,7 +62,7 @@ async fn connection(
     rights: Rights,
     pids: mpsc::UnboundedSender<Pid>,
 ) -> Result<(), ApiError> {
-    let Rights { mounts, hosts } = rights.clone();
+    let Rights { mounts, hosts, .. } = rights.clone();
     let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
     let mut served = pin!(serve(questions, rights));
     let mut first = pin!(answer(session, own, Request::ToolsOffered { mounts, hosts }));

@@ -115,6 +115,7 @@ impl Command {
             Self::Run(_) | Self::Mcp(_) => true,
             Self::Approve(_) | Self::Deny(_) | Self::Apply(_) | Self::Discard(_) => true,
             Self::Tool(args) => args.acts(),
+            Self::Plugin(args) => args.acts(),
             _ => false,
         }
     }
@@ -259,6 +260,7 @@ mod tests {
         assert!(acts(&["run", "--task", "x"]));
         assert!(acts(&["tool", "call", "x"]));
         assert!(acts(&["apply", "1", "work/a"]) && acts(&["discard", "1"]));
+        assert!(acts(&["plugin", "grant", "x", "http=h"]) && acts(&["plugin", "trust", "x"]));
         for args in [
             &["ps"][..],
             &["logs", "1", "--follow"],

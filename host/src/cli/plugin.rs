@@ -3,6 +3,7 @@
 
 mod doctor;
 mod files;
+mod grants;
 mod inspect;
 mod project;
 
@@ -10,6 +11,7 @@ use super::error::Error;
 use super::format::optional;
 use super::out::{Column, Out};
 use super::session::Session;
+use crate::capability::Permissions;
 use crate::kernel::info::PluginInfo;
 use crate::server::wire::Request;
 
@@ -32,10 +34,23 @@ enum Command {
     Add(files::Add),
     /// Take a plugin out of the data directory's `plugins/`
     Rm(files::Rm),
+    /// Grant a plugin of a directory what its manifest asks for
+    Grant(grants::Grant),
+    /// Take grants back
+    Revoke(grants::Revoke),
+    /// Trust the component that a plugin has now: its hooks may then rewrite
+    Trust(grants::Trust),
     /// Begin a plugin: a directory with a tool or a hook, and all that is needed to build it
     New(project::New),
     /// Make a component of a plugin's source
     Build(project::Make),
+}
+
+impl Args {
+    /// Whether it may start a kernel.
+    pub(super) fn acts(&self) -> bool {
+        matches!(self.command, Command::Grant(_) | Command::Revoke(_) | Command::Trust(_))
+    }
 }
 
 const COLUMNS: [Column; 7] = [
@@ -55,6 +70,9 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
         Command::Inspect(args) => inspect::run(&args, session, out).await,
         Command::Add(args) => files::add(&args, session, out),
         Command::Rm(args) => files::rm(&args, session, out),
+        Command::Grant(args) => grants::grant(args, session, out).await,
+        Command::Revoke(args) => grants::revoke(args, session, out).await,
+        Command::Trust(args) => grants::trust(args, session, out).await,
         Command::New(args) => project::new(&args, out),
         Command::Build(args) => project::build(&args, session, out),
     }
@@ -68,7 +86,7 @@ async fn list(session: &Session, out: &mut Out) -> Result<(), Error> {
     }
     out.table(&COLUMNS, &plugins.iter().map(row).collect::<Vec<_>>())?;
     for plugin in &plugins {
-        if let Some(text) = reason(plugin) {
+        for text in [reason(plugin), rights(plugin)].into_iter().flatten() {
             out.guest_text(&text)?;
         }
     }
@@ -95,11 +113,24 @@ fn reason(p: &PluginInfo) -> Option<String> {
     Some(format!("\n{}{file}: {} [{}]\n  {}", p.name, why.message, why.code, why.hint))
 }
 
+/// What a plugin of a directory asks for and is granted, under the table.
+fn rights(p: &PluginInfo) -> Option<String> {
+    p.file.as_ref()?;
+    let trust = if p.trusted { "trusted" } else { "not trusted" };
+    let words = |p: &Permissions| match p.words() {
+        none if none.is_empty() => "nothing".to_owned(),
+        words => words.join("  "),
+    };
+    if p.requested.is_empty() && p.granted.is_empty() && !p.trusted {
+        return None;
+    }
+    Some(format!("\n{}: {trust}\n  asks for: {}\n  granted:  {}", p.name, words(&p.requested), words(&p.granted)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernel::info::Diagnosis;
-    use crate::manifest::Permissions;
 
     #[test]
     fn a_refused_plugin_tells_why() {
@@ -122,8 +153,12 @@ mod tests {
             diagnosis: None,
         };
         assert_eq!(row(&p).join(" "), "x loaded tool - 2 1 x__a x__b");
-        assert_eq!(reason(&p), None);
+        assert_eq!((reason(&p), rights(&p)), (None, None));
         p.diagnosis = Some(Diagnosis { code: "core_module".into(), message: "m".into(), hint: "h".into() });
         assert_eq!(reason(&p).unwrap(), "\nx (/p/x.wasm): m [core_module]\n  h");
+        p.granted.http.push("GET h/v1/*".parse().unwrap());
+        p.trusted = true;
+        let shown = rights(&p).unwrap();
+        assert_eq!(shown, "\nx: trusted\n  asks for: nothing\n  granted:  http=GET h/v1/*");
     }
 }

@@ -150,6 +150,9 @@ async fn answer(mut lines: Lines, pid: &mut Option<Pid>, out: &mut Out) -> Resul
 fn failed(tool: &str, pid: u64, error: abi::Error) -> Error {
     let code = Code::of_call(&error);
     let hint = match (code, &error.limit) {
+        (Code::Denied, _) if error.message.contains("aok plugin ") => {
+            "the plugin's rights are its manifest's and its grants': `aok plugin ls` shows both".to_owned()
+        }
         (Code::Denied, _) => {
             "grant it: a directory with `--dir PATH` or `--dir PATH:rw`, a host with `--host HOST`".to_owned()
         }
@@ -207,6 +210,7 @@ mod tests {
         for (error, exit, word) in [
             (abi::Error::new(Errno::Denied, "m"), 3, "--dir"),
             (abi::Error::new(Errno::Denied, "m"), 3, "--host"),
+            (abi::Error::new(Errno::Denied, "`aok plugin grant p http=h` grants it"), 3, "aok plugin ls"),
             (abi::Error::limit("fuel", "m"), 4, "`fuel` under `[limits]`"),
             (abi::Error::limit("wall", "m"), 4, "`wall_ms`"),
             (abi::Error::new(Errno::Invalid, "m"), 2, "aok tool show calc__eval"),

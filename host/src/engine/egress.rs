@@ -1,8 +1,13 @@
 //! The way out: `wasi:http` requests of tools. Each one is checked before a byte of it leaves, also when it
-//! is the next step of a redirect: host and port against the call's grants, then every address that the
-//! name leads to. The connection goes to the addresses that were checked; no name is looked up twice.
+//! is the next step of a redirect: host, port, method and path against the call's grants, then every address
+//! that the name leads to. The connection goes to the addresses that were checked; no name is looked up twice.
+//! Then, where a placeholder stands for a secret, the secret takes its place, and what comes back has the
+//! placeholder again ([`cloak`]).
 //!
 //! Who grants what, and which address is public, is `capability`'s to say.
+
+mod cloak;
+mod names;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -22,8 +27,11 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep_until, timeout_at};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpHooks};
 
-use crate::capability::{Destination, Host, HostGrant, may_ask, may_connect};
+use crate::abi::ToolResult;
+use crate::capability::{Asked, Destination, Host, Network, Refusal};
 use crate::tool::Session;
+use cloak::{Cloak, Seen};
+use names::Names;
 
 /// How long a connection may take to be made, its name's lookup included.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -62,6 +70,7 @@ pub(super) fn context() -> WasiHttpCtx {
 pub(super) struct Clients {
     plain: OnceCell<reqwest::Client>,
     tls: OnceCell<reqwest::Client>,
+    names: Names,
 }
 
 impl Clients {
@@ -115,7 +124,7 @@ impl reqwest::dns::Resolve for Checked {
 /// The network of one tool call. Costs nothing until a request is made.
 pub(super) struct Egress {
     clients: Arc<Clients>,
-    hosts: Vec<HostGrant>,
+    network: Network,
     /// When a request must have ended: before the call's wall limit, so that the tool can still say so.
     until: Instant,
     /// Requests that the call may still make.
@@ -125,17 +134,26 @@ pub(super) struct Egress {
 
 impl Egress {
     /// The network of a call with these grants, of so many requests.
-    pub(super) fn new(clients: Arc<Clients>, hosts: Vec<HostGrant>, wall: Duration, requests: u64) -> Self {
-        Self { clients, hosts, until: Instant::now() + wall * 9 / 10, left: requests, gate: None }
+    pub(super) fn new(clients: Arc<Clients>, network: Network, wall: Duration, requests: u64) -> Self {
+        Self { clients, network, until: Instant::now() + wall * 9 / 10, left: requests, gate: None }
     }
 
-    /// Leaves what was refused in the log of the call's process. The guest is not told which address a
-    /// name leads to; whoever may grant it is told here.
-    pub(super) fn report(&self, session: &mut Session) {
+    /// Leaves what was refused in the log of the call's process, and the first of it in the error of a call
+    /// that failed. The guest is not told which address a name leads to; whoever may grant it is told here. No
+    /// secret leaves in either, nor in the result.
+    pub(super) fn report(&self, session: &mut Session, result: &mut ToolResult) {
         let Some(gate) = &self.gate else { return };
-        for line in gate.refused.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        if let Some(cloak) = &gate.cloak {
+            cloak.hide.in_report(session, result);
+        }
+        let refused = std::mem::take(&mut *gate.refused.lock().unwrap_or_else(PoisonError::into_inner));
+        let told = refused.iter().find(|refusal| refusal.open).filter(|_| gate.network.plugin.is_some());
+        if let (Some(refusal), Err(error)) = (told, result) {
+            error.message = format!("{}; {}", error.message, refusal.text);
+        }
+        for refusal in refused {
             // A call that used its log up has said enough.
-            let _ = session.log("warn", line);
+            let _ = session.log("warn", refusal.text);
         }
     }
 
@@ -143,7 +161,8 @@ impl Egress {
         let make = || {
             Arc::new(Gate {
                 clients: Arc::clone(&self.clients),
-                hosts: std::mem::take(&mut self.hosts),
+                cloak: self.network.plugin.as_ref().and_then(Cloak::of),
+                network: std::mem::take(&mut self.network),
                 until: self.until.into(),
                 places: Arc::new(Semaphore::new(AT_ONCE)),
                 refused: Mutex::default(),
@@ -178,10 +197,12 @@ impl WasiHttpHooks for Egress {
 /// What the requests of one call share.
 struct Gate {
     clients: Arc<Clients>,
-    hosts: Vec<HostGrant>,
+    network: Network,
+    /// Where the call has secrets.
+    cloak: Option<Cloak>,
     until: tokio::time::Instant,
     places: Arc<Semaphore>,
-    refused: Mutex<Vec<String>>,
+    refused: Mutex<Vec<Refusal>>,
 }
 
 impl Gate {
@@ -191,10 +212,8 @@ impl Gate {
             return Err(Error::HttpRequestMethodInvalid);
         }
         let (url, to) = self.target(&parts.uri)?;
-        if !may_ask(&self.hosts, &to) {
-            self.refuse(&format!("the host {to}"), &to.grant());
-            return Err(Error::HttpRequestDenied);
-        }
+        let asked = Asked { to: &to, method: parts.method.as_str(), path: url.path() };
+        self.network.may_ask(&asked).map_err(|refusal| self.refuse(refusal, Error::HttpRequestDenied))?;
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Error::ConnectionLimitReached)?;
         let connected = self.at_most(options.connect_timeout, CONNECT);
         let addresses = timeout_at(connected, self.addresses(&to)).await.map_err(|_| Error::DnsTimeout)??;
@@ -203,6 +222,12 @@ impl Gate {
 
         let mut outgoing = reqwest::Request::new(parts.method, url);
         *outgoing.headers_mut() = parts.headers;
+        let body = match &self.cloak {
+            Some(cloak) => cloak
+                .reveal(&mut outgoing, body, &to)
+                .map_err(|refusal| self.refuse(refusal, Error::HttpRequestDenied))?,
+            None => body,
+        };
         if !body.is_empty() {
             *outgoing.body_mut() = Some(body.into());
         }
@@ -214,13 +239,31 @@ impl Gate {
             Err(_) => return Err(Error::HttpResponseTimeout),
         };
         let quiet = options.between_bytes_timeout.map_or(BETWEEN_BYTES, |wish| wish.min(BETWEEN_BYTES));
-        Ok(response.map(|body| {
-            let timer = Box::pin(sleep_until(self.until));
-            let mut body =
-                Incoming { body: Limited::new(body, MAX_RESPONSE), quiet, until: self.until, timer, _place: place };
-            body.wind_up();
-            body.boxed_unsync()
-        }))
+        self.received(response, quiet, place)
+    }
+
+    /// What the guest gets of a response.
+    fn received(
+        &self,
+        response: Response<reqwest::Body>,
+        quiet: Duration,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Response<WasiBody>, Error> {
+        let (mut parts, body) = response.into_parts();
+        let hide = self.cloak.as_ref().map(|cloak| Arc::clone(&cloak.hide));
+        if let Some(hide) = &hide {
+            hide.in_head(&mut parts.headers)?;
+        }
+        let mut body = Incoming {
+            body: Limited::new(body, MAX_RESPONSE),
+            hide: hide.map(Seen::new),
+            quiet,
+            until: self.until,
+            timer: Box::pin(sleep_until(self.until)),
+            _place: place,
+        };
+        body.wind_up();
+        Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 
     /// Now and the guest's wish for a time limit, or ours where that is shorter.
@@ -246,8 +289,8 @@ impl Gate {
         };
         let to = Destination { host, port, tls };
         if Host::of_url(spelled) != to.host {
-            self.refuse(&format!("the host {spelled:?} in this spelling"), &to.grant());
-            return Err(Error::HttpRequestDenied);
+            let refusal = self.network.refusal(&format!("the host {spelled:?} in this spelling"), &to);
+            return Err(self.refuse(refusal, Error::HttpRequestDenied));
         }
         Ok((url, to))
     }
@@ -256,8 +299,8 @@ impl Gate {
     async fn addresses(&self, to: &Destination) -> Result<Vec<SocketAddr>, Error> {
         let found: Vec<SocketAddr> = match &to.host {
             Host::Address(address) => vec![SocketAddr::new(*address, to.port)],
-            Host::Name(name) => match tokio::net::lookup_host((name.as_str(), to.port)).await {
-                Ok(found) => found.collect(),
+            Host::Name(name) => match self.clients.names.look_up(name, to.port).await {
+                Ok(found) => found,
                 Err(_) => return Err(Error::DnsError { rcode: None, info_code: None }),
             },
         };
@@ -266,20 +309,24 @@ impl Gate {
         }
         for address in &found {
             let zone = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
-            if zone || !may_connect(&self.hosts, to, address.ip()) {
-                let what = format!("the address {} of {to}, which is not of the public network,", address.ip());
-                self.refuse(&what, &to.resolved(address.ip()).grant());
-                return Err(Error::DestinationIpProhibited);
-            }
+            let allowed = self.network.may_connect(to, address.ip());
+            let allowed = allowed.and_then(|()| match zone {
+                true => Err(self.network.refusal(&format!("the address {address} with its zone"), to)),
+                false => Ok(()),
+            });
+            allowed
+                .map_err(|refusal| self.refuse(Refusal { open: false, ..refusal }, Error::DestinationIpProhibited))?;
         }
         Ok(found)
     }
 
-    fn refuse(&self, what: &str, grant: &str) {
+    /// Notes a refusal; what the guest gets is `error`.
+    fn refuse(&self, refusal: Refusal, error: Error) -> Error {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.len() < MAX_REPORTED {
-            refused.push(format!("network: {what} is not granted; `--host {grant}` grants it"));
+            refused.push(refusal);
         }
+        error
     }
 }
 
@@ -294,6 +341,8 @@ async fn collect(body: WasiBody) -> Result<Bytes, Error> {
 /// The body of a response: bounded in size, in its pauses and in time.
 struct Incoming {
     body: Limited<reqwest::Body>,
+    /// Where the call has secrets: what is held back of the body until it is known to have none.
+    hide: Option<Seen>,
     quiet: Duration,
     until: tokio::time::Instant,
     timer: Pin<Box<Sleep>>,
@@ -317,22 +366,36 @@ impl Body for Incoming {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.wind_up();
-                Poll::Ready(Some(Ok(frame)))
+        loop {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.wind_up();
+                    let Some(hide) = &mut self.hide else { return Poll::Ready(Some(Ok(frame))) };
+                    match hide.frame(frame) {
+                        Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                        // All of it is held back.
+                        None => continue,
+                    }
+                }
+                Poll::Ready(Some(Err(e))) => {
+                    return Poll::Ready(Some(Err(match e.downcast_ref::<reqwest::Error>() {
+                        Some(e) => outcome(e),
+                        None => Error::HttpResponseBodySize(Some(MAX_RESPONSE as u64)),
+                    })));
+                }
+                Poll::Ready(None) => {
+                    let rest = self.hide.as_mut().and_then(Seen::rest);
+                    return Poll::Ready(rest.map(|rest| Ok(Frame::data(rest))));
+                }
+                Poll::Pending => {
+                    return self.timer.as_mut().poll(cx).map(|()| Some(Err(Error::ConnectionReadTimeout)));
+                }
             }
-            Poll::Ready(Some(Err(e))) => Poll::Ready(Some(Err(match e.downcast_ref::<reqwest::Error>() {
-                Some(e) => outcome(e),
-                None => Error::HttpResponseBodySize(Some(MAX_RESPONSE as u64)),
-            }))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => self.timer.as_mut().poll(cx).map(|()| Some(Err(Error::ConnectionReadTimeout))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.is_end_stream() && self.hide.as_ref().is_none_or(Seen::is_empty)
     }
 }
 

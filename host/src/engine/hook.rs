@@ -8,6 +8,7 @@ use super::limits::{Fall as End, classify};
 use super::nested::Nested;
 use super::{Engine, link_refusal};
 use crate::bindings::hook::exports::agent_os::plugin::hook_handler as wit;
+use crate::abi::{Errno, Error, ToolResult};
 use crate::capability::Rights;
 use crate::contract::Fault;
 use crate::hook::{Fall, Hook, Phase, Question, Report, Subscription, Verdict};
@@ -94,8 +95,9 @@ impl HookImage {
             let ask = instance.get_typed_func::<(&wit::Event,), (wit::Verdict,)>(&mut store, self.on_event)?;
             ask.call_async(&mut store, (&shown,)).await
         });
-        let verdict = match called.await {
-            Ok((verdict,)) => said(verdict, limits.output),
+        let called = called.await;
+        let verdict = match called {
+            Ok((verdict,)) => Ok(verdict),
             Err(e) => Err(match classify(&e, &store.data().meter) {
                 End::Limit(name, _) if name == "fuel" && fuel < limits.fuel => {
                     Fall::Elsewhere(format!("its caller had {fuel} fuel left"))
@@ -107,26 +109,35 @@ impl HookImage {
             }),
         };
         let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
-        let session = store.data_mut().close();
+        let mut words = words(verdict.as_ref().ok());
+        let session = store.data_mut().close(&mut words);
+        let verdict = verdict.and_then(|verdict| said(verdict, words, limits.output));
         Report { session: session.end(verdict.is_ok()), verdict, fuel: used }
     }
 }
 
-/// The verdict of a component, if it is one.
-fn said(verdict: wit::Verdict, most: u64) -> Result<Verdict, Fall> {
-    let bounded = |text: String| match text.len() as u64 > most {
-        true => Err(Fall::Own(format!("output: it answered with {} bytes, its `output` limit is {most}", text.len()))),
-        false => Ok(text),
-    };
+/// The words of a verdict: a document, or a reason.
+fn words(verdict: Option<&wit::Verdict>) -> ToolResult {
+    match verdict {
+        Some(wit::Verdict::Rewrite(subject)) => Ok(subject.clone()),
+        Some(wit::Verdict::Deny(reason) | wit::Verdict::Ask(reason)) => Err(Error::new(Errno::Denied, reason.clone())),
+        Some(wit::Verdict::Allow) | None => Ok(String::new()),
+    }
+}
+
+/// The verdict of a component in these words, if it is one.
+fn said(verdict: wit::Verdict, words: ToolResult, most: u64) -> Result<Verdict, Fall> {
+    let words = words.unwrap_or_else(|e| e.message);
+    if words.len() as u64 > most {
+        return Err(Fall::Own(format!("output: it answered with {} bytes, its `output` limit is {most}", words.len())));
+    }
     Ok(match verdict {
         wit::Verdict::Allow => Verdict::Allow,
-        wit::Verdict::Deny(reason) => Verdict::Deny(bounded(reason)?),
-        wit::Verdict::Ask(reason) => Verdict::Ask(bounded(reason)?),
-        wit::Verdict::Rewrite(subject) => {
-            let subject = serde_json::from_str(&bounded(subject)?);
-            Verdict::Rewrite(
-                subject.map_err(|e| Fall::Own(format!("it rewrote the subject into what is no JSON: {e}")))?,
-            )
+        wit::Verdict::Deny(_) => Verdict::Deny(words),
+        wit::Verdict::Ask(_) => Verdict::Ask(words),
+        wit::Verdict::Rewrite(_) => {
+            let subject = serde_json::from_str(&words);
+            Verdict::Rewrite(subject.map_err(|e| Fall::Own(format!("it rewrote the subject into what is no JSON: {e}")))?)
         }
     })
 }

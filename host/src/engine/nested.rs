@@ -18,7 +18,8 @@ use super::egress::{self, Egress};
 use super::limits::Meter;
 use super::private::{self, Files, Private, PrivateView};
 use super::{Engine, YIELD_INTERVAL, link_refusal, wasi};
-use crate::capability::{HostGrant, Rights};
+use crate::abi::ToolResult;
+use crate::capability::{Network, Rights};
 use crate::contract::Fault;
 use crate::overlay::Area;
 use crate::quota::Limits;
@@ -45,10 +46,10 @@ pub(super) struct NestedStore {
 }
 
 impl NestedStore {
-    /// Ends a call: its session, with what the network refused in its log.
-    pub(super) fn close(&mut self) -> Session {
+    /// Ends a call: its session, with what the network refused in its log. No secret stays in it or in the result.
+    pub(super) fn close(&mut self, result: &mut ToolResult) -> Session {
         let mut session = std::mem::replace(&mut self.session, Session::detached(0));
-        self.egress.report(&mut session);
+        self.egress.report(&mut session, result);
         self.private.report(&mut session);
         session
     }
@@ -151,7 +152,8 @@ impl Nested {
         began: Instant,
     ) -> Result<Store<NestedStore>, String> {
         let files = (wasi::tool(&rights)?, Private::open(&rights, area)?);
-        let made = self.made(session, files, rights.hosts, fuel, began);
+        let network = Network { hosts: rights.hosts, plugin: rights.plugin };
+        let made = self.made(session, files, network, fuel, began);
         made.map_err(|e| e.to_string())
     }
 
@@ -159,7 +161,7 @@ impl Nested {
         &self,
         session: Session,
         (wasi, private): (Option<Box<WasiCtx>>, Private),
-        hosts: Vec<HostGrant>,
+        network: Network,
         fuel: u64,
         began: Instant,
     ) -> wasmtime::Result<Store<NestedStore>> {
@@ -171,7 +173,7 @@ impl Nested {
             wasi,
             private,
             http: egress::context(),
-            egress: self.egress(hosts),
+            egress: self.egress(network),
             table,
             since_yield: 0,
             fuel_mark: fuel,
@@ -190,20 +192,21 @@ impl Nested {
         Ok(store)
     }
 
-    /// Makes the store of an earlier call that of a new one, with limits of its own. The rights to files are those
-    /// that the process has from its beginning to its end.
+    /// Makes the store of an earlier call that of a new one, with limits of its own. Its rights are the same: an
+    /// instance does not outlive a change of them.
     pub(super) fn renew(
         &self,
         store: &mut Store<NestedStore>,
         session: Session,
-        hosts: Vec<HostGrant>,
+        rights: Rights,
         fuel: u64,
         began: Instant,
     ) -> wasmtime::Result<()> {
+        let network = Network { hosts: rights.hosts, plugin: rights.plugin };
         let data = store.data_mut();
         data.meter.begin_call();
         data.session = session;
-        data.egress = self.egress(hosts);
+        data.egress = self.egress(network);
         data.since_yield = 0;
         data.fuel_mark = fuel;
         data.deadline = began + self.wall();
@@ -218,8 +221,8 @@ impl Nested {
         Ok(())
     }
 
-    fn egress(&self, hosts: Vec<HostGrant>) -> Egress {
-        Egress::new(Arc::clone(&self.engine.0.clients), hosts, self.wall(), self.limits.host_calls)
+    fn egress(&self, network: Network) -> Egress {
+        Egress::new(Arc::clone(&self.engine.0.clients), network, self.wall(), self.limits.host_calls)
     }
 
     fn wall(&self) -> Duration {

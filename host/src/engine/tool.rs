@@ -34,6 +34,8 @@ pub struct ToolImage {
 /// An instance that waits for its process's next call.
 struct Live {
     image: u64,
+    /// What it was made with: the directories and variables that it sees.
+    rights: Rights,
     store: Store<NestedStore>,
     instance: Instance,
 }
@@ -169,14 +171,16 @@ impl ToolImage {
     /// broke it.
     async fn call(&self, live: Option<Live>, call: Invocation) -> (Report, Option<Live>) {
         let began = Instant::now();
-        let Invocation { tool, arguments, caller, idempotency_key, rights, area, fuel, session, slot: _ } = call;
+        let Invocation { tool, arguments, caller, idempotency_key, rights, area, fuel, session, slot } = call;
         let failed = |message: String| {
             let result = Err(Error::new(Errno::Io, message));
             (Report { result, fuel: 0, memory_bytes: 0, session: SessionEnd::default() }, None)
         };
+        // Only an instance that lives on has to know them.
+        let keeps = slot.map(|_| rights.clone());
         let (store, mut instance) = match live {
             Some(Live { mut store, instance, .. }) => {
-                let renewed = self.code.renew(&mut store, session, rights.hosts, fuel, began);
+                let renewed = self.code.renew(&mut store, session, rights, fuel, began);
                 (renewed.map(|()| store).map_err(|e| e.to_string()), Some(instance))
             }
             None => (self.code.store(session, rights, area.as_ref(), fuel, began), None),
@@ -186,15 +190,16 @@ impl ToolImage {
             Err(message) => return failed(message),
         };
         let call = Call { tool, arguments, caller, idempotency_key };
-        let (result, whole) = match self.code.within_wall(began, self.run(&mut store, &mut instance, &call)).await {
+        let (mut result, whole) = match self.code.within_wall(began, self.run(&mut store, &mut instance, &call)).await {
             Ok(result) => (result, true),
             Err(e) => (Err(fall_error(&call.tool, &e, store.data(), fuel, self.code.limits().fuel)), false),
         };
         let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         let data = store.data_mut();
-        let session = data.close();
+        let session = data.close(&mut result);
         let (ok, memory_bytes) = (result.is_ok(), data.meter.peak_memory());
-        let live = instance.filter(|_| whole).map(|instance| Live { image: self.id, store, instance });
+        let live = instance.filter(|_| whole).zip(keeps);
+        let live = live.map(|(instance, rights)| Live { image: self.id, rights, store, instance });
         (Report { result, fuel: used, memory_bytes, session: session.end(ok) }, live)
     }
 }
@@ -214,7 +219,7 @@ impl Invoke for ToolImage {
         let mut place = slot.lock().await;
         // Taken out, so that a call that is given up leaves no instance that is in the middle of something.
         let live = place.take().and_then(|kept| kept.downcast::<Live>().ok());
-        let live = live.filter(|live| live.image == self.id).map(|live| *live);
+        let live = live.filter(|live| live.image == self.id && live.rights == call.rights).map(|live| *live);
         let (report, live) = self.call(live, call).await;
         if let Some(live) = live {
             *place = Some(Box::new(live));

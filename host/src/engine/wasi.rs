@@ -1,5 +1,5 @@
 //! WASI for guests. Agents: clocks that move only with journaled outcomes, random sources seeded per
-//! process, no files, no sockets. Tools: real clocks, and the directories that the call was granted.
+//! process, no files, no sockets. Tools: real clocks, and the directories and variables that the call was granted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,12 +51,20 @@ fn tool_builder() -> WasiCtxBuilder {
 /// # Errors
 /// The directory that can no longer be opened.
 pub(crate) fn tool(rights: &Rights) -> Result<Option<Box<WasiCtx>>, String> {
+    let plugin = rights.plugin.as_ref().filter(|p| !(p.env.is_empty() && p.secrets.is_empty()));
     // Private mounts are no directories of WASI's: see `private`.
     let mut mounts = rights.mounts.iter().filter(|mount| !mount.is_private()).peekable();
-    if mounts.peek().is_none() {
+    if mounts.peek().is_none() && plugin.is_none() {
         return Ok(None);
     }
     let mut builder = tool_builder();
+    if let Some(plugin) = plugin {
+        builder.envs(&plugin.env);
+        // The value stays here; the placeholder becomes it on the way out.
+        for secret in &plugin.secrets {
+            builder.env(&secret.name, &secret.placeholder);
+        }
+    }
     for mount in mounts {
         let perms = if mount.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
         builder

@@ -11,6 +11,7 @@ use super::lock::Lock;
 use super::{Error, Inner, Kernel, Owner};
 use crate::audit::{Chain, Head};
 use crate::config::Config;
+use crate::grants::{self, Grants};
 use crate::hook::{Hook, HookChain};
 use crate::llm::Models;
 use crate::llm::local::Places;
@@ -18,11 +19,11 @@ use crate::metrics::Metrics;
 use crate::overlay::Areas;
 use crate::plugin;
 use crate::process::{Exit, Pid};
-use crate::registry::{Loader, Notice, Registry};
+use crate::registry::{Loader, Notice, Registry, Served};
 use crate::scheduler::{RoundRobin, Scheduler, Settings};
 use crate::storage::{Batch, Change, Store};
 use crate::syscall::{Approvals, Services, now_ms};
-use crate::tool::{ToolExecutor, ToolSecurity};
+use crate::tool::{Secrets, ToolExecutor, ToolSecurity};
 
 /// Intervals of fuel in one slice.
 const INTERVALS_PER_SLICE: u32 = 10;
@@ -73,8 +74,8 @@ impl Builder {
             follower: Mutex::default(),
         };
         create_private(&self.data.join("plugins"))?;
-        let dirs = self.plugin_dirs();
-        let (kernel, notices) = self.assemble(store, Some(owner));
+        let (dirs, grants) = (self.plugin_dirs(), self.grants()?);
+        let (kernel, notices) = self.assemble(store, grants, Some(owner));
         kernel.0.services.approvals.resume().await?;
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
         kernel.bury_clients(&heads).await?;
@@ -90,19 +91,24 @@ impl Builder {
     /// Store and configuration errors.
     pub async fn read(self) -> Result<Kernel, Error> {
         let store = Store::open_read(&self.store_url()).await?;
-        let dirs = self.plugin_dirs();
-        let (kernel, _) = self.assemble(store, None);
+        let (dirs, grants) = (self.plugin_dirs(), self.grants()?);
+        let (kernel, _) = self.assemble(store, grants, None);
         plugin::load_once(dirs, &kernel.0.registry).await;
         Ok(kernel)
     }
 
-    fn assemble(self, store: Store, owner: Option<Owner>) -> (Kernel, UnboundedReceiver<Notice>) {
+    /// What plugins are granted.
+    pub(super) fn grants(&self) -> Result<Grants, grants::Error> {
+        Grants::open(&self.config.grants, Path::new("aok.toml"), &self.data, &self.plugin_dirs())
+    }
+
+    fn assemble(self, store: Store, grants: Grants, owner: Option<Owner>) -> (Kernel, UnboundedReceiver<Notice>) {
         let models = self.models();
         let services = Services {
             hooks: Arc::new(HookChain::default()),
             approvals: Approvals::new(store.clone()),
             tools: Arc::default(),
-            security: ToolSecurity,
+            security: Arc::new(ToolSecurity::new(grants.clone(), Secrets::new(|name| std::env::var_os(name)))),
             areas: Areas::new(self.data.join("private")),
             executor: ToolExecutor::new(store.clone()),
             models,
@@ -110,10 +116,15 @@ impl Builder {
             store,
         };
         let loader = Arc::new(Loader::new(Some(self.data.join("cache")), self.config.plugins.wasi03));
-        let (tools, hooks) = (Arc::clone(&services.tools), Arc::clone(&services.hooks));
-        let (registry, notices) = Registry::new(loader, self.config.limits, tools, hooks, services.store.clone());
+        let served = Served {
+            tools: Arc::clone(&services.tools),
+            hooks: Arc::clone(&services.hooks),
+            security: Arc::clone(&services.security),
+            store: services.store.clone(),
+        };
+        let (registry, notices) = Registry::new(loader, self.config.limits, served);
         let (services, started) = (Arc::new(services), Instant::now());
-        (Kernel(Arc::new(Inner { setup: self, services, registry, owner, started })), notices)
+        (Kernel(Arc::new(Inner { setup: self, services, registry, grants, owner, started })), notices)
     }
 
     /// The models that can be named, with the keys that are in the environment now.

@@ -5,6 +5,7 @@
 //! only in a cache that is there already. No model is asked for anything that costs.
 
 mod disk;
+mod grants;
 mod machine;
 mod models;
 
@@ -18,9 +19,10 @@ use crate::contract::Fault;
 use crate::engine::Engine;
 use crate::llm::Models;
 use crate::plugin;
-use crate::registry::{Loader, Record, Registry};
+use crate::registry::{Loader, Record, Registry, Served};
 use crate::storage::{Memory, Store};
 use disk::{code_cache, data_directory, lock, processes, store, store_failed, survives};
+use grants::grants;
 use machine::toolchains;
 use models::model_checks;
 
@@ -68,11 +70,14 @@ impl Examination {
         let loader = Arc::new(Loader::new(kept, setup.config.plugins.wasi03));
         // What it loads is looked at and never run, so it needs no place for its state.
         let nowhere = Store::with(Arc::new(Memory::new()));
-        let (registry, _) = Registry::new(loader, setup.config.limits, Arc::default(), Arc::default(), nowhere);
+        let served =
+            Served { tools: Arc::default(), hooks: Arc::default(), security: Arc::default(), store: nowhere };
+        let (registry, _) = Registry::new(loader, setup.config.limits, served);
         checks.push(sandbox(registry.engine().await));
         let dirs: Vec<_> = setup.plugin_dirs().into_iter().filter(|d| inside || !d.starts_with(&self.data)).collect();
         plugin::load_once(dirs, &registry).await;
         checks.push(plugins(&registry.records()));
+        checks.extend(grants(setup.grants().as_ref(), is_set));
         finish(checks, &setup.models(), &setup.config.llm, self.model.as_deref()).await
     }
 }
@@ -96,6 +101,7 @@ impl Kernel {
             sandbox(self.0.registry.engine().await),
         ];
         checks.push(plugins(&self.0.registry.records()));
+        checks.extend(grants(Ok(&self.0.grants), is_set));
         finish(checks, &self.0.services.models, &setup.config.llm, model).await
     }
 
@@ -185,6 +191,10 @@ fn plugins(records: &[Record]) -> Check {
         true => Check::fail("plugins", what, fix),
         false => Check::warn("plugins", what, fix),
     }
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some()
 }
 
 /// An error's text with those of its causes.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::info::FileChange;
 use crate::contract::Fault;
 use crate::process::Pid;
-use crate::{config, llm, overlay, storage};
+use crate::{config, grants, llm, overlay, storage};
 
 /// The CLI and the API turn each variant into one code, hint and exit status.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,17 @@ pub enum Error {
         /// The full names.
         candidates: Vec<String>,
     },
+    /// No plugin of that name.
+    #[error("there is no plugin `{name}`")]
+    UnknownPlugin {
+        /// What was asked for.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// A grant cannot be had.
+    #[error(transparent)]
+    Grants(#[from] grants::Error),
     /// No process of that PID.
     #[error("there is no process {pid}")]
     UnknownProcess {

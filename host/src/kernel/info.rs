@@ -4,10 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::abi::Effect;
-use crate::capability::Needs;
+use crate::capability::{Needs, Permissions};
 use crate::contract::Item;
 use crate::hook::Standing;
-use crate::manifest::Permissions;
 use crate::overlay::{Action, Kind};
 use crate::process::{Exit, ProcessState, Seq};
 
@@ -131,9 +130,9 @@ pub struct PluginInfo {
     pub agents: Vec<String>,
     /// What its manifest asks for.
     pub requested: Permissions,
-    /// What the operator granted of that.
+    /// What the operator grants it, in aok.toml and by `aok plugin grant`.
     pub granted: Permissions,
-    /// Whether its hooks may rewrite.
+    /// Whether the operator trusts this very component: its hooks may rewrite.
     pub trusted: bool,
     /// Calls since the kernel started.
     pub calls: u64,
@@ -191,6 +190,21 @@ impl From<Standing> for HookInfo {
             failures: s.failures,
         }
     }
+}
+
+/// What a change of a plugin's grants came to (`plugin grant`, `revoke` and `trust`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GrantReport {
+    /// The plugin.
+    pub name: String,
+    /// What its manifest asks for.
+    pub requested: Permissions,
+    /// What it is granted now.
+    pub granted: Permissions,
+    /// Whether its component is trusted now.
+    pub trusted: bool,
+    /// What the operator should know: what has no effect, or what is missing.
+    pub notes: Vec<String>,
 }
 
 /// Why a plugin is refused, for its author.

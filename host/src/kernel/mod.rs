@@ -5,6 +5,7 @@ mod builder;
 mod client;
 mod doctor;
 mod error;
+mod grants;
 mod hooks;
 pub mod info;
 mod life;
@@ -30,6 +31,7 @@ pub use plugins::{report_bundled, report_file};
 
 use crate::audit::Chain;
 use crate::capability::HostGrant;
+use crate::grants::Grants;
 use crate::hook::Hook;
 use crate::process::{Exit, Mount, Pid};
 use crate::quota::ResourceQuota;
@@ -73,6 +75,7 @@ struct Inner {
     setup: Builder,
     services: Arc<Services>,
     registry: Registry,
+    grants: Grants,
     /// What only the owner of the data directory has.
     owner: Option<Owner>,
     started: Instant,

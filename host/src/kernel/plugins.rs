@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::info::{Diagnosis, PluginInfo, PluginReport};
 use super::{Error, Follower, Inner, Kernel, lock};
 use crate::contract::{Comments, FOREIGN, Fault, Role, Shape, VERSION};
-use crate::manifest::{Manifest, Permissions};
+use crate::manifest::Manifest;
 use crate::plugin::{self, Finder, check_name};
 use crate::registry::{Candidate, Contents, Files, Happened, Notice, Origin, Record};
 
@@ -33,7 +33,7 @@ impl Kernel {
     /// All plugins, bundled ones first.
     #[must_use]
     pub fn plugins(&self) -> Vec<PluginInfo> {
-        self.0.registry.records().into_iter().map(plugin_info).collect()
+        self.0.registry.records().into_iter().map(|record| self.plugin_info(record)).collect()
     }
 
     /// Loads the component of a file, with the `NAME.toml` beside it, as a plugin called
@@ -49,7 +49,7 @@ impl Kernel {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let refused = |fault: Fault| Error::Plugin { name: name.clone(), fault };
         let (found, _) = candidate(path, &name).map_err(refused)?;
-        Ok(plugin_info(self.0.registry.register(found).await.map_err(refused)?))
+        Ok(self.plugin_info(self.0.registry.register(found).await.map_err(refused)?))
     }
 
     /// Takes out a plugin that [`Self::register_plugin`] put in; calls under way end as they would have.
@@ -60,6 +60,37 @@ impl Kernel {
         match self.0.registry.unregister(name) {
             true => Ok(()),
             false => Err(Error::Invalid(format!("`{name}` is no plugin that was registered by a call"))),
+        }
+    }
+
+    fn plugin_info(&self, record: Record) -> PluginInfo {
+        let mut kind = Vec::new();
+        if !record.tools.is_empty() {
+            kind.push("tool".to_owned());
+        }
+        if !record.hooks.is_empty() {
+            kind.push("hook".to_owned());
+        }
+        if record.is_agent {
+            kind.push("agent".to_owned());
+        }
+        PluginInfo {
+            trusted: self.trusts(&record),
+            contract: (!kind.is_empty()).then(|| if record.is_foreign { FOREIGN } else { VERSION }.to_owned()),
+            kind,
+            file: record.file.map(|f| f.display().to_string()),
+            state: record.state.name().to_owned(),
+            version: record.version,
+            digest: record.digest,
+            tools: record.tools,
+            hooks: record.hooks.iter().map(ToString::to_string).collect(),
+            agents: if record.is_agent { vec![record.name.clone()] } else { Vec::new() },
+            requested: record.requested,
+            granted: self.granted(&record.name),
+            calls: record.counts.calls.load(Ordering::Relaxed),
+            errors: record.counts.errors.load(Ordering::Relaxed),
+            diagnosis: record.fault.map(Into::into),
+            name: record.name,
         }
     }
 }
@@ -167,35 +198,4 @@ fn candidate(path: &Path, name: &str) -> Result<(Candidate, Files), Fault> {
     let files = Files { component: path, manifest, wit };
     let stamp = files.stamp()?;
     Ok((Candidate { stamp, ..Candidate::new(name, Origin::Files(files.clone())) }, files))
-}
-
-fn plugin_info(record: Record) -> PluginInfo {
-    let mut kind = Vec::new();
-    if !record.tools.is_empty() {
-        kind.push("tool".to_owned());
-    }
-    if !record.hooks.is_empty() {
-        kind.push("hook".to_owned());
-    }
-    if record.is_agent {
-        kind.push("agent".to_owned());
-    }
-    PluginInfo {
-        trusted: record.file.is_none(),
-        contract: (!kind.is_empty()).then(|| if record.is_foreign { FOREIGN } else { VERSION }.to_owned()),
-        kind,
-        file: record.file.map(|f| f.display().to_string()),
-        state: record.state.name().to_owned(),
-        version: record.version,
-        digest: record.digest,
-        tools: record.tools,
-        hooks: record.hooks.iter().map(ToString::to_string).collect(),
-        agents: if record.is_agent { vec![record.name.clone()] } else { Vec::new() },
-        requested: record.requested,
-        granted: Permissions::default(),
-        calls: record.counts.calls.load(Ordering::Relaxed),
-        errors: record.counts.errors.load(Ordering::Relaxed),
-        diagnosis: record.fault.map(Into::into),
-        name: record.name,
-    }
 }

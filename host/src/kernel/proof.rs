@@ -120,6 +120,7 @@ async fn run(engine: &Engine, executor: &ToolExecutor, trial: &Trial) -> Result<
         spec: crate::abi::ToolSpec { name: trial.limit.to_owned(), effect: Effect::Pure, ..spec },
         source: Source::Bundled,
         needs: Needs::default(),
+        asked: std::sync::Arc::default(),
         limits: trial.limits,
         stateful: false,
         validator,

@@ -12,12 +12,12 @@ use tokio::sync::OnceCell;
 
 use super::{Files, Origin};
 use crate::abi::{Errno, Error, ToolSpec};
-use crate::capability::{Needs, Rights};
+use crate::capability::{Needs, Permissions};
 use crate::contract::{Comments, Fault};
 use crate::engine::{self, AgentImage, Allowed, Engine, HookImage, Image, ToolImage};
 use crate::hook::{self, Subscription};
 use crate::quota::Limits;
-use crate::tool::{Invocation, Invoke, Report, SessionEnd};
+use crate::tool::{Claim, Invocation, Invoke, Report, SessionEnd, ToolSecurity};
 
 /// The engine, opened when the first image is needed, and where its caches are.
 #[derive(Debug)]
@@ -203,19 +203,25 @@ impl Lazy<HookImage> {
 pub(super) struct LazyHook {
     pub(super) lazy: Lazy<HookImage>,
     pub(super) counts: Arc<Counts>,
-    pub(super) rights: Rights,
+    pub(super) plugin: String,
+    pub(super) needs: Needs,
+    pub(super) asked: Permissions,
+    pub(super) security: Arc<ToolSecurity>,
 }
 
 #[async_trait]
 impl hook::Run for LazyHook {
     async fn run(&self, question: hook::Question<'_>) -> hook::Report {
         self.counts.calls.fetch_add(1, Ordering::Relaxed);
-        let report = match self.lazy.hook().await {
-            Ok(image) => image.answer(question, self.rights.clone()).await,
-            Err(fault) => {
-                let verdict = Err(hook::Fall::Elsewhere(format!("it cannot be loaded: {}", fault.message)));
-                hook::Report { verdict, fuel: 0, session: SessionEnd::default() }
-            }
+        let failed = |why: String| {
+            let verdict = Err(hook::Fall::Elsewhere(why));
+            hook::Report { verdict, fuel: 0, session: SessionEnd::default() }
+        };
+        let claim = Claim { plugin: &self.plugin, needs: self.needs, asked: &self.asked };
+        let report = match (self.security.plugin(claim), self.lazy.hook().await) {
+            (Ok(rights), Ok(image)) => image.answer(question, rights).await,
+            (Err(denied), _) => failed(denied.message),
+            (_, Err(fault)) => failed(format!("it cannot be loaded: {}", fault.message)),
         };
         if report.verdict.is_err() {
             self.counts.errors.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::abi::{self, Errno};
-use crate::{config, kernel, llm, overlay, process, storage};
+use crate::{config, grants, kernel, llm, overlay, process, storage};
 
 /// Declares the closed list once, so that a code cannot lack its exit status or its place in `ALL`.
 macro_rules! codes {
@@ -243,6 +243,8 @@ impl From<kernel::Error> for ApiError {
             E::AmbiguousTool { candidates, .. } => {
                 (Code::AmbiguousTool, listed("say which", &candidates, "aok tool ls"))
             }
+            E::UnknownPlugin { known, .. } => (Code::UnknownPlugin, listed("plugins", &known, "aok plugin ls")),
+            E::Grants(e) => return e.into(),
             E::UnknownProcess { .. } => (Code::UnknownProcess, "`aok ps` lists the processes".to_owned()),
             E::State { pid, .. } => {
                 (Code::BadState, format!("`aok ps` shows its state, `aok logs {pid}` what it wrote"))
@@ -322,6 +324,19 @@ impl From<config::Error> for ApiError {
         let (config::Error::Read { path, .. } | config::Error::Parse { path, .. }) = &error;
         let hint = format!("correct {}, or name another file with `--config`", path.display());
         Self { code: Code::BadConfig, message: chain(&error), hint }
+    }
+}
+
+impl From<grants::Error> for ApiError {
+    fn from(error: grants::Error) -> Self {
+        use grants::Error as E;
+        let message = chain(&error);
+        let (code, hint) = match error {
+            E::Parse { path, .. } => (Code::BadConfig, format!("correct {}", path.display())),
+            E::File { source, path } => of_io(&source, &path.display().to_string()),
+            E::Refused { hint, .. } => (Code::InvalidArguments, hint),
+        };
+        Self { code, message, hint }
     }
 }
 

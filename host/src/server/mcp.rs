@@ -96,7 +96,7 @@ impl Mcp {
         if let Some(process) = process.as_ref().filter(|p| Some(p.pid) != gone) {
             return Ok(process.pid);
         }
-        let Rights { mounts, hosts } = Rights::clone(&self.rights);
+        let Rights { mounts, hosts, .. } = Rights::clone(&self.rights);
         let mut answer = self.kernels.ask(Request::Connect { name: "mcp".to_owned(), mounts, hosts }).await?;
         let Connected { pid } = first(&mut answer).await?;
         *process = Some(Process { pid, _answer: answer });
@@ -147,7 +147,7 @@ impl ServerHandler for Mcp {
         _page: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let Rights { mounts, hosts } = Rights::clone(&self.rights);
+        let Rights { mounts, hosts, .. } = Rights::clone(&self.rights);
         let mut lines = self.kernels.ask(Request::ToolsOffered { mounts, hosts }).await.map_err(broken)?;
         let mut tools = Vec::new();
         while let Some(line) = lines.next().await {

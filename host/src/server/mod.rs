@@ -62,21 +62,24 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         }
         Request::ToolCall { name, arguments, mounts, hosts, stop, connection: None } => {
             // Refused before it begins where the name leads nowhere.
-            let call = kernel.begin_call(&name, &arguments, Rights { mounts, hosts }).await?;
+            let call = kernel.begin_call(&name, &arguments, Rights { mounts, hosts, ..Rights::default() }).await?;
             Ok(call_line(kernel.clone(), call, stop))
         }
         Request::Connect { name, mounts, hosts } => {
-            let connection = kernel.connect(&name, Rights { mounts, hosts }).await?;
+            let connection = kernel.connect(&name, Rights { mounts, hosts, ..Rights::default() }).await?;
             let first = json(&Connected { pid: connection.pid() })?;
             let until_then = stream::once(async move { connection.ended().await });
             Ok(stream::once(async { Ok(first) }).chain(until_then.filter_map(|()| async { None })).boxed())
         }
         Request::ToolsOffered { mounts, hosts } => {
-            let offered = kernel.tools_offered(Rights { mounts, hosts }).into_iter();
+            let offered = kernel.tools_offered(Rights { mounts, hosts, ..Rights::default() }).into_iter();
             list(offered.map(|(tool, needs)| OfferedTool { tool, network: needs.network }).collect())
         }
         Request::ToolChanges {} => Ok(change_lines(kernel.tool_changes())),
         Request::PluginLs {} => list(kernel.plugins()),
+        Request::PluginGrant { name, permissions } => list(vec![kernel.grant(&name, &permissions).await?]),
+        Request::PluginRevoke { name, what } => list(vec![kernel.revoke(&name, &what).await?]),
+        Request::PluginTrust { name } => list(vec![kernel.trust(&name).await?]),
         Request::AgentLs {} => list(kernel.agents()),
         Request::HookLs {} => list(kernel.hooks()),
         Request::Approvals { all } => {

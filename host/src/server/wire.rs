@@ -13,7 +13,8 @@ use serde_json::value::RawValue;
 
 use super::error::ApiError;
 use crate::abi;
-use crate::capability::HostGrant;
+use crate::capability::{HostGrant, Permissions};
+use crate::grants::Revocation;
 use crate::kernel::SpawnRequest;
 use crate::kernel::info::{CallReport, ToolInfo};
 use crate::process::{Mount, Pid};
@@ -115,6 +116,26 @@ pub enum Request {
     ToolChanges {},
     /// All plugins.
     PluginLs {},
+    /// Grants more to a plugin; a [`GrantReport`](crate::kernel::info::GrantReport).
+    PluginGrant {
+        /// Which.
+        name: String,
+        /// What; absolute paths.
+        permissions: Permissions,
+    },
+    /// Takes grants of a plugin back; a [`GrantReport`](crate::kernel::info::GrantReport).
+    PluginRevoke {
+        /// Which.
+        name: String,
+        /// What; everything when absent.
+        #[serde(default)]
+        what: Revocation,
+    },
+    /// Trusts the component that a plugin has; a [`GrantReport`](crate::kernel::info::GrantReport).
+    PluginTrust {
+        /// Which.
+        name: String,
+    },
     /// All agents.
     AgentLs {},
     /// The questions that wait for an answer, or all.
@@ -440,6 +461,7 @@ mod tests {
 
     use super::super::error::Code;
     use super::*;
+    use crate::grants::Key;
 
     fn every_request() -> Vec<Request> {
         let pid = Pid(3);
@@ -471,6 +493,20 @@ mod tests {
             },
             Request::Connect { name: "x".into(), mounts: vec![], hosts: vec![] },
             Request::PluginLs {},
+            Request::PluginGrant {
+                name: "p".into(),
+                permissions: Permissions {
+                    read: vec!["/srv".into()],
+                    http: vec!["GET h/v1/*".parse().unwrap()],
+                    secrets: vec!["K@h".parse().unwrap()],
+                    ..Permissions::default()
+                },
+            },
+            Request::PluginRevoke {
+                name: "p".into(),
+                what: Revocation { keys: Key::ALL.to_vec(), ..Revocation::default() },
+            },
+            Request::PluginTrust { name: "p".into() },
             Request::AgentLs {},
             Request::HookLs {},
             Request::Approvals { all: true },

@@ -33,7 +33,7 @@ pub struct Services {
     /// Which tools there are.
     pub tools: Arc<ToolRegistry>,
     /// Stage 3 for tools.
-    pub security: ToolSecurity,
+    pub security: Arc<ToolSecurity>,
     /// How one is called.
     pub executor: ToolExecutor,
     /// Where processes write that have private mounts.

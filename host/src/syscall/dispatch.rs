@@ -304,7 +304,7 @@ impl Caller {
         self.add_fuel(report.fuel);
         let outcome = match report.result {
             Ok(text) => Outcome::Text(text),
-            Err(e) => Outcome::Failed(e),
+            Err(e) => Outcome::Failed(self.advised(entry, e)),
         };
         Done {
             outcome,
@@ -312,6 +312,18 @@ impl Caller {
             lines: report.session.lines,
             cost: Cost { fuel: report.fuel, memory_bytes: report.memory_bytes, duration_us: 0 },
         }
+    }
+
+    /// What a tool was denied, with the grant that its plugin lacks.
+    fn advised(&self, tool: &Entry, mut error: Error) -> Error {
+        const GRANT: &str = "aok plugin grant";
+        if error.code == Errno::Denied
+            && !error.message.contains(GRANT)
+            && let Some(advice) = self.services().security.advice(tool)
+        {
+            error.message = format!("{}; {advice}", error.message);
+        }
+        error
     }
 
     /// Asks for a reply. Where the provider is at fault the process stops where it is: a person mends what is

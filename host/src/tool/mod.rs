@@ -5,6 +5,7 @@
 mod executor;
 mod kept;
 mod registry;
+mod secrets;
 mod security;
 mod session;
 
@@ -21,7 +22,8 @@ use crate::process::Pid;
 pub use executor::{Client, ToolExecutor};
 pub use kept::{Kept, Slot};
 pub use registry::{Entry, Lookup, Source, ToolRegistry, full_name};
-pub use security::ToolSecurity;
+pub use secrets::Secrets;
+pub use security::{Claim, ToolSecurity};
 pub(crate) use session::{LOG_LINE_OVERHEAD, conflict};
 pub use session::{LogLine, Session, SessionEnd};
 

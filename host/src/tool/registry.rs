@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::Invoke;
 use crate::abi::ToolSpec;
-use crate::capability::Needs;
+use crate::capability::{Needs, Permissions};
 use crate::quota::Limits;
 
 /// Where a tool comes from.
@@ -44,6 +44,8 @@ pub struct Entry {
     pub source: Source,
     /// What its code asks for.
     pub needs: Needs,
+    /// What its manifest asks for.
+    pub asked: Arc<Permissions>,
     /// Limits of one call.
     pub limits: Limits,
     /// Whether the plugin has one instance for all calls of a process.
@@ -203,6 +205,7 @@ mod tests {
             tool: tool.into(),
             source: Source::Bundled,
             needs: Needs::default(),
+            asked: Arc::default(),
             limits: Limits::TOOL,
             stateful: false,
             code: Arc::new(Nothing),

@@ -83,6 +83,11 @@ impl Session {
         Ok(())
     }
 
+    /// Changes every line that was logged so far.
+    pub(crate) fn rewrite_lines(&mut self, change: impl Fn(&mut String)) {
+        self.lines.iter_mut().for_each(|line| change(&mut line.message));
+    }
+
     /// Reads a key: this call's own writes first, then the store.
     ///
     /// # Errors

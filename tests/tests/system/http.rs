@@ -10,36 +10,38 @@ use agent_os_kernel::kernel::{Kernel, SpawnRequest};
 use agent_os_kernel::process::Exit;
 use axum::body::to_bytes;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::support::{NETAGENT, PATIENCE, PROBE, Ran, STEPPER, World, calls};
 
 /// What a site was asked.
 #[derive(Clone, Debug)]
-struct Asked {
-    method: String,
-    path: String,
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
     headers: HeaderMap,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Asked {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 }
 
 /// A web server of this test on 127.0.0.1.
-struct Site {
-    port: u16,
+pub(crate) struct Site {
+    pub(crate) port: u16,
     asked: Arc<Mutex<Vec<Asked>>>,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Site {
-    fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let asked = Arc::default();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let app = axum::Router::new().fallback(serve).with_state(Arc::clone(&asked));
@@ -49,16 +51,16 @@ impl Site {
         Self { port, asked, _runtime: runtime }
     }
 
-    fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.host())
     }
 
     /// Everything that it was asked since the last time.
-    fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 }
@@ -68,6 +70,8 @@ async fn serve(State(asked): State<Arc<Mutex<Vec<Asked>>>>, request: Request) ->
     let body = to_bytes(body, 1 << 24).await.unwrap();
     let path = parts.uri.to_string();
     let body = String::from_utf8(body.to_vec()).unwrap();
+    let echo = format!("{} {path} {:?} {body} {}", parts.method, parts.headers, STANDARD.encode(&body));
+    let authorization = parts.headers.get("authorization").cloned();
     asked.lock().unwrap().push(Asked {
         method: parts.method.to_string(),
         path: path.clone(),
@@ -84,19 +88,30 @@ async fn serve(State(asked): State<Arc<Mutex<Vec<Asked>>>>, request: Request) ->
         ["to", status] => {
             (StatusCode::from_bytes(status.as_bytes()).unwrap(), [(header::LOCATION, query)]).into_response()
         }
+        // All that was sent, and in a header what is most secret of it.
+        ["echo", status] => {
+            let status = StatusCode::from_bytes(status.as_bytes()).unwrap();
+            (status, [("x-echo", authorization.unwrap_or(HeaderValue::from_static("none")))], echo).into_response()
+        }
+        // The same, a few bytes at a time.
+        ["drip"] => {
+            let pieces: Vec<_> = echo.as_bytes().chunks(3).map(<[u8]>::to_vec).collect();
+            let pieces = futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
+            axum::body::Body::from_stream(pieces).into_response()
+        }
         ["loop"] => (StatusCode::FOUND, [(header::LOCATION, "/loop")]).into_response(),
         _ => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
 /// A server that accepts connections, counts them and says nothing until it is told to.
-struct Trap {
-    port: u16,
+pub(crate) struct Trap {
+    pub(crate) port: u16,
     connections: Arc<AtomicUsize>,
 }
 
 impl Trap {
-    fn set() -> Self {
+    pub(crate) fn set() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -112,7 +127,7 @@ impl Trap {
     }
 
     #[track_caller]
-    fn is_untouched(&self) {
+    pub(crate) fn is_untouched(&self) {
         assert_eq!(self.connections.load(Ordering::SeqCst), 0, "somebody connected");
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by layer, lowest first. A module may use lower layers.
 const LAYERS: [&[&str]; 7] = [
-    &["abi", "audit", "capability", "config", "contract", "manifest", "metrics", "process", "quota"],
+    &["abi", "audit", "capability", "config", "contract", "grants", "manifest", "metrics", "process", "quota"],
     &["overlay", "storage"],
     &["context", "tool", "llm"],
     &["syscall", "hook", "bindings"],

@@ -72,18 +72,18 @@ impl Source<'_> {
 }
 
 pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Error> {
-    let (name, source) = match (&args.file, args.example) {
+    let (name, source, requested) = match (&args.file, args.example) {
         (Some(file), _) => {
             // Under the name that it gets: its manifest may speak of another.
             let report = report_file(file, args.name.as_deref(), session.wasi03()?);
-            let name = report.name.clone();
+            let (name, requested) = (report.name.clone(), report.requested.clone());
             doctor::verdict(report)?;
-            (name, Source::File(file))
+            (name, Source::File(file), requested)
         }
         (None, Some(example)) => {
             let name = args.name.as_deref().unwrap_or(example.name);
             check_name(name).map_err(|fault| usage(fault.message, fault.hint))?;
-            (name.to_owned(), Source::Example(example))
+            (name.to_owned(), Source::Example(example), Permissions::default())
         }
         // The arguments' own rules say so before.
         (None, None) => return Err(usage("there is nothing to add", "give a component's file, or `--example NAME`")),
@@ -102,7 +102,13 @@ pub(super) fn add(args: &Add, session: &Session, out: &mut Out) -> Result<(), Er
         let to = dir.join(format!("{name}.{part}"));
         put(source, part, &to).map_err(|e| failed(&to, &e))?;
     }
-    tell(out, &target, "added")
+    tell(out, &target, "added")?;
+    let asks = requested.words();
+    if !asks.is_empty() {
+        let how = format!("what it has is what you grant: `aok plugin grant {name} KEY=VALUE…`");
+        out.notice(&format!("{name} asks for {}", asks.join("  ")), &how);
+    }
+    Ok(())
 }
 
 /// Writes beside the target and renames, so that nobody loads half of it. A part that the new plugin does not have is

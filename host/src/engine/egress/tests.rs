@@ -49,7 +49,7 @@ async fn head(stream: &mut TcpStream) -> String {
 
 fn egress(hosts: &[String], wall: Duration, requests: u64) -> Egress {
     let hosts = hosts.iter().map(|h| h.parse().unwrap()).collect();
-    Egress::new(Arc::default(), hosts, wall, requests)
+    Egress::new(Arc::default(), Network { hosts, plugin: None }, wall, requests)
 }
 
 fn empty() -> WasiBody {
@@ -75,7 +75,7 @@ fn named(result: &Result<Bytes, Error>) -> String {
 
 fn refusals(egress: &Egress) -> Vec<String> {
     let mut session = Session::detached(1 << 20);
-    egress.report(&mut session);
+    egress.report(&mut session, &mut Ok(String::new()));
     session.end(false).lines.into_iter().map(|l| l.message).collect()
 }
 
@@ -147,6 +147,40 @@ async fn every_address_of_a_name_is_checked() {
     let ended = gate.addresses(&to("no-such-host.invalid")).await;
     assert!(matches!(ended, Err(Error::DnsError { .. } | Error::DestinationNotFound)), "{ended:?}");
     assert_eq!(seen.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_name_that_changes_its_address_is_looked_up_once() {
+    let (port, seen) = answers(OK).await;
+    let inner = ["127.0.0.1".parse().unwrap()].to_vec();
+    let public = ["93.184.215.14".parse().unwrap()].to_vec();
+    let clients = Arc::new(Clients::default());
+    let write = |answers: &[&Vec<std::net::IpAddr>]| {
+        *clients.names.answers.lock().unwrap() = answers.iter().copied().cloned().collect();
+    };
+    let egress = |hosts: &[String]| {
+        let hosts = hosts.iter().map(|h| h.parse().unwrap()).collect();
+        let network = Network { hosts, plugin: None };
+        Egress::new(Arc::clone(&clients), network, Duration::from_secs(2), 10)
+    };
+    let name = format!("rebind.example:{port}");
+    let uri = format!("http://{name}/");
+    // Public when it is checked and inside when it is connected to: the connection goes to the public one.
+    write(&[&public, &inner]);
+    let ended = named(&get(&mut egress(std::slice::from_ref(&name)), &uri).await);
+    assert!(!ended.contains("hi"), "{ended}");
+    assert_eq!(clients.names.answers.lock().unwrap().len(), 1, "nobody asked a second time");
+    // Inside when it is checked: refused, whatever it is later. So is one among several.
+    for answer in [inner.clone(), [public.clone(), inner.clone()].concat()] {
+        write(&[&answer, &public]);
+        assert_eq!(named(&get(&mut egress(std::slice::from_ref(&name)), &uri).await), "DestinationIpProhibited");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    // Checked and granted: that very address is connected to, the later one is not.
+    write(&[&inner, &public]);
+    let granted = [name, format!("127.0.0.1:{port}")];
+    assert_eq!(named(&get(&mut egress(&granted), &uri).await), "b\"hi\"");
+    assert_eq!((seen.load(Ordering::SeqCst), clients.names.answers.lock().unwrap().len()), (1, 1));
 }
 
 #[tokio::test]

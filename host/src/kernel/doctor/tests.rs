@@ -3,10 +3,10 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::models::provider;
 use super::*;
+use crate::capability::Permissions;
 use crate::config::Durability;
 use crate::kernel::lock::Lock;
 use crate::llm::models::{Answer, Surveyed};
-use crate::manifest::Permissions;
 use crate::registry::State;
 
 fn surveyed(provider: &str, wanted: bool, answer: Answer) -> Surveyed {
