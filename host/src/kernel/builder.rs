@@ -67,6 +67,7 @@ impl Builder {
         let owner = Owner {
             scheduler: self.scheduler()?,
             live: Mutex::default(),
+            settling: Mutex::default(),
             connections: super::client::Connections::default(),
             next_pid: AtomicU64::new(store.last_pid().await? + 1),
             chain: tokio::sync::Mutex::new(Chain::resume(Pid::KERNEL, head_of(&heads, Pid::KERNEL))),

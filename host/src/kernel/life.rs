@@ -289,6 +289,10 @@ impl Kernel {
         let pid = process.caller.spec().pid;
         // Held over both, so that whoever sees the process end also finds it in the table.
         let mut live = lock(&owner.live);
+        if lock(&owner.settling).contains(&pid) {
+            let why = "has its private copies applied or discarded at this moment: try again".to_owned();
+            return Err(Error::State { pid, why });
+        }
         let task = owner.scheduler.add(pid, run);
         live.insert(pid, Live { process: process.clone(), task });
         Ok(())

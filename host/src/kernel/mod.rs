@@ -16,7 +16,7 @@ mod query;
 mod undo;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -85,6 +85,9 @@ struct Inner {
 struct Owner {
     scheduler: Scheduler,
     live: Mutex<HashMap<Pid, Live>>,
+    /// Processes whose private copies are applied or discarded at this moment, and which must not begin to run. It is
+    /// locked after `live`.
+    settling: Mutex<HashSet<Pid>>,
     connections: client::Connections,
     next_pid: AtomicU64,
     chain: tokio::sync::Mutex<Chain>,

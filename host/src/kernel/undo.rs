@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::info::{FileBase, FileChange};
-use super::{Error, Kernel};
+use super::{Error, Kernel, Owner, lock};
 use crate::overlay::{self, Area, Kind, Overlay, Plan, Step};
 use crate::process::{Mount, Pid};
 use crate::storage::ProcessRow;
@@ -34,8 +34,7 @@ impl Kernel {
     /// [`Error::UnknownProcess`]; [`Error::State`] if it runs; [`Error::Unchanged`]; [`Error::Conflict`];
     /// [`Error::Files`], where what came before is applied; a failing store.
     pub async fn apply(&self, pid: Pid, files: Vec<String>) -> Result<Vec<FileChange>, Error> {
-        self.owner()?;
-        let row = self.at_rest(pid).await?;
+        let (row, _settling) = self.at_rest(pid).await?;
         let (plan, _) = self.plan(&row, files).await?;
         let conflicts: Vec<_> = plan.steps().iter().filter(|step| step.change().conflict.is_some()).collect();
         if !conflicts.is_empty() {
@@ -59,8 +58,7 @@ impl Kernel {
     /// # Errors
     /// [`Error::UnknownProcess`]; [`Error::State`] if it runs; [`Error::Files`]; a failing store.
     pub async fn discard(&self, pid: Pid) -> Result<Vec<FileChange>, Error> {
-        self.owner()?;
-        let row = self.at_rest(pid).await?;
+        let (row, _settling) = self.at_rest(pid).await?;
         let area = self.area(&row)?;
         // An original that is gone keeps nobody from throwing the copy away.
         let discarded = match self.plan(&row, Vec::new()).await {
@@ -77,14 +75,19 @@ impl Kernel {
         Ok(discarded)
     }
 
-    /// A process that does not run.
-    async fn at_rest(&self, pid: Pid) -> Result<ProcessRow, Error> {
+    /// A process that does not run, and does not begin to as long as the guard lives.
+    async fn at_rest(&self, pid: Pid) -> Result<(ProcessRow, Settling<'_>), Error> {
+        let owner = self.owner()?;
         let row = self.known(pid).await?;
-        if self.live(pid).is_some_and(|live| live.process.end.borrow().is_none()) {
-            let why = "is running: wait until it ends, or stop it with Ctrl-C where it was started".to_owned();
-            return Err(Error::State { pid, why });
+        let refuse = |why: &str| Err(Error::State { pid, why: why.to_owned() });
+        let live = lock(&owner.live);
+        if live.get(&pid).is_some_and(|live| live.process.end.borrow().is_none()) {
+            return refuse("is running: wait until it ends, or stop it with Ctrl-C where it was started");
         }
-        Ok(row)
+        if !lock(&owner.settling).insert(pid) {
+            return refuse("has its private copies applied or discarded already at this moment");
+        }
+        Ok((row, Settling { owner, pid }))
     }
 
     fn area(&self, row: &ProcessRow) -> Result<Arc<Area>, Error> {
@@ -98,6 +101,18 @@ impl Kernel {
         let (own, mounts) = (Arc::clone(&area), row.spec.mounts.clone());
         let plan = blocking(row.spec.pid, move || Plan::new(&own, open(&own, &mounts)?, &files)).await?;
         Ok((plan, area))
+    }
+}
+
+/// Keeps a process from running.
+struct Settling<'a> {
+    owner: &'a Owner,
+    pid: Pid,
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        lock(&self.owner.settling).remove(&self.pid);
     }
 }
 
