@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
 use super::*;
+use crate::process::Mount;
 
 struct Place {
     dir: tempfile::TempDir,

@@ -140,7 +140,7 @@ fn a_wrong_file_of_grants_stops_aok_before_anything_runs() {
         ("[grants.probe]\nhttp = [{ host = \"*\" }]", "every host"),
     ] {
         world.configure(text);
-        world.run(&["tool", "call", "calc__eval", "{}", "--json"]).refused(2, "bad_config", &[word, "grants.probe"]);
+        world.run(&["tool", "call", "calc__eval", "{}", "--json"]).refused(2, "bad_config", &[word, "aok.toml"]);
     }
     world.configure("");
     fs::write(world.data().join("grants.toml"), "[grants.probe]\nfuel = 0\n").unwrap();

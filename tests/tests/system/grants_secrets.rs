@@ -90,18 +90,18 @@ fn a_secret_is_where_it_belongs_and_nowhere_else_after_many_runs() {
     grant(&world, &[&format!("http={}", site.host()), &format!("secret=CANARY@{}", site.host())]);
     let elsewhere = format!("http://127.0.0.1:{}/", trap.port);
     let places = [
-        json!({"url": site.url("/echo/200"), "headers": {"x-key": "Bearer {{CANARY}}"}}),
-        json!({"url": site.url("/echo/200"), "headers": {"authorization": "Bearer {{CANARY}}"}}),
-        json!({"url": site.url("/echo/500"), "basic": "user:{{CANARY}}"}),
-        json!({"url": site.url("/echo/401?a=1&k={{CANARY}}")}),
-        json!({"url": site.url("/drip?k={{CANARY}}"), "method": "POST", "body": "x{{CANARY}}{{CANARY}}y"}),
+        json!({"url": site.url("/echo/200"), "headers": {"x-key": "Bearer $CANARY$"}}),
+        json!({"url": site.url("/echo/200"), "headers": {"authorization": "Bearer $CANARY$"}}),
+        json!({"url": site.url("/echo/500"), "basic": "user:$CANARY$"}),
+        json!({"url": site.url("/echo/401?a=1&k=$CANARY$")}),
+        json!({"url": site.url("/drip?k=$CANARY$"), "method": "POST", "body": "x$CANARY$$CANARY$y"}),
         json!({"url": site.url("/echo/200"), "method": "PUT", "headers": {"content-type": "application/json"},
-            "body": "{\"k\":\"{{CANARY}}\"}"}),
-        json!({"url": site.url(&format!("/to/302?{}?k={{{{CANARY}}}}", site.url("/echo/200"))), "follow": 2}),
+            "body": "{\"k\":\"$CANARY$\"}"}),
+        json!({"url": site.url(&format!("/to/302?{}?k=$CANARY$", site.url("/echo/200"))), "follow": 2}),
         // These do not leave.
-        json!({"url": site.url(&format!("/to/307?{elsewhere}")), "headers": {"x": "{{CANARY}}"}, "follow": 2}),
-        json!({"url": elsewhere, "headers": {"x": "{{CANARY}}"}}),
-        json!({"url": site.url("/{{CANARY}}")}),
+        json!({"url": site.url(&format!("/to/307?{elsewhere}")), "headers": {"x": "$CANARY$"}, "follow": 2}),
+        json!({"url": elsewhere, "headers": {"x": "$CANARY$"}}),
+        json!({"url": site.url("/$CANARY$")}),
     ];
     let mut arrived = 0;
     for place in &places {
@@ -149,17 +149,17 @@ fn a_secret_is_sent_as_the_place_wants_it() {
         send(&world, &arguments).exits(0);
         site.asked().remove(0)
     };
-    let head = asked(json!({"url": site.url("/text"), "headers": {"x-key": "k={{CANARY}}"}}));
+    let head = asked(json!({"url": site.url("/text"), "headers": {"x-key": "k=$CANARY$"}}));
     assert_eq!(head.header("x-key"), Some(format!("k={CANARY}").as_str()));
-    let query = asked(json!({"url": site.url("/text?k={{CANARY}}&l=2")}));
+    let query = asked(json!({"url": site.url("/text?k=$CANARY$&l=2")}));
     assert_eq!(query.path, "/text?k=q%2Fc4n4ryOf8Deeds91b5%2Fd20%2BZ%26%22%3D&l=2");
-    let body = asked(json!({"url": site.url("/text"), "method": "POST", "body": "[{{CANARY}}]"}));
+    let body = asked(json!({"url": site.url("/text"), "method": "POST", "body": "[$CANARY$]"}));
     assert_eq!(body.body, format!("[{CANARY}]"));
     assert_eq!(body.header("content-length"), Some((CANARY.len() + 2).to_string().as_str()));
     let form = json!({"content-type": "application/json"});
-    let body = asked(json!({"url": site.url("/text"), "method": "POST", "headers": form, "body": "[\"{{CANARY}}\"]"}));
+    let body = asked(json!({"url": site.url("/text"), "method": "POST", "headers": form, "body": "[\"$CANARY$\"]"}));
     assert_eq!(serde_json::from_str::<Value>(&body.body).unwrap(), json!([CANARY]));
-    let basic = asked(json!({"url": site.url("/text"), "basic": "me:{{CANARY}}"}));
+    let basic = asked(json!({"url": site.url("/text"), "basic": "me:$CANARY$"}));
     let encoded = basic.header("authorization").unwrap().strip_prefix("Basic ").unwrap().to_owned();
     let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap();
     assert_eq!(decoded, format!("me:{CANARY}").into_bytes());
@@ -174,12 +174,12 @@ fn a_secret_that_may_not_go_there_stays_and_the_denial_says_why() {
         other.host()
     );
     let world = world(&manifest);
-    let to = |site: &Site| json!({"url": site.url("/text"), "headers": {"x-key": "{{CANARY}}"}});
+    let to = |site: &Site| json!({"url": site.url("/text"), "headers": {"x-key": "$CANARY$"}});
     let (http, elsewhere) = (format!("http={}", site.host()), format!("http={}", other.host()));
     grant(&world, &[&http, &elsewhere]);
     // Not granted, it is not even seen.
     send(&world, &to(&site)).exits(0);
-    assert_eq!(site.asked()[0].header("x-key"), Some("{{CANARY}}"));
+    assert_eq!(site.asked()[0].header("x-key"), Some("$CANARY$"));
 
     let secret = format!("secret=CANARY@{}", site.host());
     grant(&world, &[&secret]);

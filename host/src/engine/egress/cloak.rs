@@ -288,11 +288,11 @@ impl Hide {
     }
 }
 
-/// How a secret may be written in what comes back.
+/// How a secret may be written in what comes back: as text, and as base64 of any text that has it so.
 fn forms_of(value: &str) -> Vec<Vec<u8>> {
-    let url = escaped(value);
-    let json = json(value);
-    let mut forms: Vec<Vec<u8>> = [
+    let (url, json) = (escaped(value), json(value));
+    let html = value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let texts = [
         value.to_owned(),
         url.replace("%20", "+"),
         lower_escapes(&url),
@@ -300,22 +300,18 @@ fn forms_of(value: &str) -> Vec<Vec<u8>> {
         json.replace('/', "\\/"),
         json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e"),
         json,
-        value
-            .replace('&', "&amp;")
-            .replace('<', "&lt;")
-            .replace('>', "&gt;")
-            .replace('"', "&quot;")
-            .replace('\'', "&#39;"),
-    ]
-    .map(String::into_bytes)
-    .into();
-    for before in 0..3 {
-        let text = [&[0; 2][..before], value.as_bytes()].concat();
-        forms.extend([STANDARD_NO_PAD.encode(&text), URL_SAFE_NO_PAD.encode(&text)].map(|whole| {
+        html.replace('"', "&quot;").replace('\'', "&#39;"),
+    ];
+    let mut forms = Vec::new();
+    for text in texts {
+        for before in 0..3 {
+            let text = [&[0; 2][..before], text.as_bytes()].concat();
             // Its first and last characters depend on what stands beside the secret.
             let (first, last) = ((before * 8).div_ceil(6), text.len() * 8 / 6);
-            whole.as_bytes()[first..last].to_vec()
-        }));
+            let encoded = [STANDARD_NO_PAD.encode(&text), URL_SAFE_NO_PAD.encode(&text)];
+            forms.extend(encoded.map(|whole| whole.as_bytes()[first..last].to_vec()));
+        }
+        forms.push(text.into_bytes());
     }
     forms
 }

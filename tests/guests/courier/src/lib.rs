@@ -35,7 +35,7 @@ impl Tool for Look {
     }
 }
 
-/// Makes a request, in whose texts `{{NAME}}` is the variable NAME.
+/// Makes a request, in whose texts `$NAME$` is the variable NAME.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Send {
@@ -80,7 +80,7 @@ impl Tool for Send {
     fn call(self, _: &CallContext) -> Result<Answer> {
         let variables = get_environment();
         let fill = |text: &str| {
-            variables.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("{{{{{name}}}}}"), value))
+            variables.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("${name}$"), value))
         };
         let mut headers: Vec<(String, String)> =
             self.headers.iter().flatten().map(|(name, value)| (fill(name), fill(value))).collect();

@@ -132,11 +132,13 @@ fn an_echo_has_the_placeholder_in_every_form_and_across_every_border() {
     }
     for before in ["", "u", "us", "user:"] {
         for engine in [&STANDARD, &base64::engine::general_purpose::URL_SAFE] {
-            let encoded = engine.encode(format!("{before}{VALUE} and more"));
-            let got = read(&[encoded.as_bytes()]);
-            assert!(got.contains("aoksecretone"), "{before}: {got}");
-            let rest = got.replace("aoksecretone", "");
-            assert!(rest.len() < encoded.len() - 16, "{before}: {rest}");
+            for form in [VALUE.to_owned(), json(VALUE), escaped(VALUE)] {
+                let encoded = engine.encode(format!("{before}{form} and more"));
+                let got = read(&[encoded.as_bytes()]);
+                assert!(got.contains("aoksecretone"), "{before}: {got}");
+                let rest = got.replace("aoksecretone", "");
+                assert!(rest.len() < encoded.len() - 16, "{before}: {rest}");
+            }
         }
     }
 }
