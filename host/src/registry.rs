@@ -723,10 +723,15 @@ impl Registry {
                 let lazy = Lazy::new(code(limits), image.and_then(Image::hook));
                 let counts = Arc::clone(&job.counts);
                 let (asked, security) = (manifest.permissions.clone(), Arc::clone(&self.0.served.security));
-                let trusted = job.found.origin.source() == Source::Bundled || self.0.served.security.trusts(name, digest);
+                let trusted =
+                    job.found.origin.source() == Source::Bundled || self.0.served.security.trusts(name, digest);
                 let code = Arc::new(LazyHook { lazy, counts, plugin: name.clone(), needs, asked, security });
-                let handler: Arc<dyn Handler> =
-                    Arc::new(Stored { code, store: self.0.served.store.clone(), plugin: name.clone(), log_limit: limits.log });
+                let handler: Arc<dyn Handler> = Arc::new(Stored {
+                    code,
+                    store: self.0.served.store.clone(),
+                    plugin: name.clone(),
+                    log_limit: limits.log,
+                });
                 self.0.served.tools.withdraw(name);
                 self.0.served.hooks.swap(name, at, &handler, trusted);
             }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use futures_util::stream::StreamExt as _;
 
 use super::error::{Error, usage};
-use super::format::one_line;
 use super::out::Out;
 use super::progress::Progress;
 use super::session::{Session, Signals};
@@ -165,7 +164,7 @@ impl Judge<'_> {
         let (approved, always) = if self.yes {
             (true, false)
         } else if out.asks() {
-            out.side(&format!("approval {id}: {}\n  [y]es, [n]o, [a]lways, ne[v]er?", one_line(reason)));
+            out.side("  [y]es, [n]o, [a]lways, ne[v]er?");
             tokio::select! {
                 answer = ask() => answer?,
                 signal = signals.next() => return Err(Error::Interrupted(signal, Some(pid))),

@@ -7,8 +7,8 @@ use wasmtime::component::{Component, ComponentExportIndex};
 use super::limits::{Fall as End, classify};
 use super::nested::Nested;
 use super::{Engine, link_refusal};
-use crate::bindings::hook::exports::agent_os::plugin::hook_handler as wit;
 use crate::abi::{Errno, Error, ToolResult};
+use crate::bindings::hook::exports::agent_os::plugin::hook_handler as wit;
 use crate::capability::Rights;
 use crate::contract::Fault;
 use crate::hook::{Fall, Hook, Phase, Question, Report, Subscription, Verdict};
@@ -137,7 +137,9 @@ fn said(verdict: wit::Verdict, words: ToolResult, most: u64) -> Result<Verdict, 
         wit::Verdict::Ask(_) => Verdict::Ask(words),
         wit::Verdict::Rewrite(_) => {
             let subject = serde_json::from_str(&words);
-            Verdict::Rewrite(subject.map_err(|e| Fall::Own(format!("it rewrote the subject into what is no JSON: {e}")))?)
+            Verdict::Rewrite(
+                subject.map_err(|e| Fall::Own(format!("it rewrote the subject into what is no JSON: {e}")))?,
+            )
         }
     })
 }

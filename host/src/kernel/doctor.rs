@@ -70,8 +70,7 @@ impl Examination {
         let loader = Arc::new(Loader::new(kept, setup.config.plugins.wasi03));
         // What it loads is looked at and never run, so it needs no place for its state.
         let nowhere = Store::with(Arc::new(Memory::new()));
-        let served =
-            Served { tools: Arc::default(), hooks: Arc::default(), security: Arc::default(), store: nowhere };
+        let served = Served { tools: Arc::default(), hooks: Arc::default(), security: Arc::default(), store: nowhere };
         let (registry, _) = Registry::new(loader, setup.config.limits, served);
         checks.push(sandbox(registry.engine().await));
         let dirs: Vec<_> = setup.plugin_dirs().into_iter().filter(|d| inside || !d.starts_with(&self.data)).collect();

@@ -247,8 +247,8 @@ impl Caller {
         drop(chain);
         result.map_err(|e| self.store_failed(&e))?;
         let (approval, reason) = (asked.id, asked.reason.clone());
-        self.emit(act.ticket.seq, EventKind::Ask { approval, reason });
         self.emit(act.ticket.seq, EventKind::State { state: ProcessState::Approval });
+        self.emit(act.ticket.seq, EventKind::Ask { approval, reason });
         if is_new {
             self.tell_hooks(Hook::OnApproval, asked.object.clone(), || json!(asked.subject("asked"))).await;
         }

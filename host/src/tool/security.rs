@@ -239,6 +239,10 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::abi::{Effect, ToolSpec};
+    use crate::process::Pid;
+    use crate::quota::{Limits, ResourceQuota};
+    use crate::tool::{Invocation, Invoke, Report};
 
     const NEEDS: Needs = Needs { files: true, network: true, environment: true, wasi03: false };
 

@@ -178,7 +178,10 @@ fn at_a_terminal_the_person_is_asked_there() {
         let ran = Ran::of(child.wait_with_output().unwrap()).exits(0);
         assert!(ran.stdout.contains("approval 1: meddler asks") && ran.stdout.contains("[a]lways"), "{}", ran.stdout);
         // Answer and progress share the terminal.
-        let said = ran.stdout.lines().rev().find_map(|line| serde_json::from_str::<Value>(line.trim()).ok());
+        let said = ran.stdout.lines().rev().find_map(|line| {
+            let shown = line.trim().rsplit("\u{1b}[2K").next().unwrap_or_default();
+            serde_json::from_str::<Value>(shown).ok()
+        });
         let last = said.unwrap_or_else(|| panic!("no answer in {:?}", ran.stdout));
         match first {
             Value::Null => assert_eq!(last[0]["error"]["code"], "denied"),

@@ -173,6 +173,36 @@ fn a_component_that_is_not_trusted_cannot_rewrite() {
     assert!(message.contains("aok plugin trust meddler"), "{message}");
 }
 
+#[test]
+fn a_trusted_component_rewrites_what_comes_and_what_came_until_it_is_another() {
+    let world = world(&[STEPPER, PROBE, MEDDLER]);
+    world.run(&["plugin", "trust", "meddler"]).exits(0);
+    let listed = world.run(&["--json", "hook", "ls"]).exits(0).lines();
+    assert!(listed.iter().all(|h| h["trusted"] == true), "{listed:?}");
+    // What comes: the guest of the tool sees what the hook wrote.
+    assert_eq!(echo(&world, "x meddle:rewrite").exits(0).lines()[0]["result"], json!({ "a": "x meddled" }));
+    let calls = world.run(&["--json", "audit", "tail", "-n", "100"]).exits(0).lines();
+    let call = calls.iter().find(|r| r["event"] == "call").unwrap();
+    assert_eq!((&call["decision"], &call["by"]), (&json!("rewrite"), &json!("meddler")));
+    let invalid = echo(&world, "meddle:rewrite-invalid").exits(3);
+    let message = invalid.lines()[0]["error"]["message"].to_string();
+    assert!(message.contains("does not fit BEFORE_TOOL_CALL"), "{message}");
+    // A spawn, from the component as it lies in the directory.
+    let script = world.script(&[json!({ "text": "hello" })]);
+    let task = json!([{ "op": "log", "message": "meddle:rewrite" }]).to_string();
+    let ran = world.run(&["--json", "run", "stepper", "--task", &task, "--model", &script]).exits(0);
+    let pid = ran.lines()[0]["pid"].to_string();
+    assert!(ran.lines()[0]["task"].as_str().unwrap().contains("meddled"), "{}", ran.stdout);
+    assert!(world.run(&["logs", &pid]).exits(0).stdout.contains("meddled"));
+    // What came.
+    manifest(&world, "meddler", "[hook]\npoints = [\"AFTER_TOOL_CALL\"]\n");
+    assert_eq!(echo(&world, "y meddle:rewrite").exits(0).lines()[0]["result"], json!({ "a": "y meddled" }));
+    // Another component in its place is not trusted, nor is this one any more when the trust is taken back.
+    world.run(&["plugin", "revoke", "meddler", "trust"]).exits(0);
+    let refused = echo(&world, "meddle:rewrite").exits(3);
+    assert!(refused.lines()[0]["error"]["message"].to_string().contains("aok plugin trust meddler"));
+}
+
 /// Each way to misbehave, and words of what the caller is told.
 const MISBEHAVIOURS: [(&str, &str); 9] = [
     ("loop", "fuel: it used up its"),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::doctor;
+use crate::capability::Permissions;
 use crate::cli::error::{Error, usage};
 use crate::cli::format::one_line;
 use crate::cli::out::Out;
