@@ -7,6 +7,8 @@
 
 mod files;
 mod image;
+mod plugin;
+mod serve;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,142 +18,18 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use files::{Contents, Files, Stamp};
 pub use image::{Counts, Loader};
+pub use plugin::{Agent, Calm, Candidate, Origin, Record, State};
 
-use crate::abi::ToolSpec;
-use crate::capability::{Needs, Permissions};
-use crate::contract::{Comments, Fault, Role};
-use crate::engine::{self, AgentImage, Engine, Image, ToolImage};
-use crate::hook::{Handler, Hook, HookChain, Phase, Stored, Subscription};
-use crate::manifest::{HookNote, Manifest};
+use crate::contract::{Comments, Fault};
+use crate::engine::{self, Engine, Image};
+use crate::hook::HookChain;
+use crate::manifest::Manifest;
 use crate::quota::Limits;
 use crate::storage::Store;
-use crate::tool::{Entry, Invoke, Source, ToolRegistry, ToolSecurity, full_name};
+use crate::tool::{Source, ToolRegistry, ToolSecurity, full_name};
 use files::Unread;
-use image::{Code, Known, Lazy, LazyHook, LazyTools};
-
-/// A plugin that was found, before anybody looked into it.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    /// Its name.
-    pub name: String,
-    /// Where its code is.
-    pub origin: Origin,
-    /// What its files looked like.
-    pub stamp: Stamp,
-    /// Whether they are being written.
-    pub calm: Calm,
-    /// Why it cannot be a plugin, whatever its code is.
-    pub fault: Option<Fault>,
-}
-
-impl Candidate {
-    /// A plugin whose files, if it has any, are at rest.
-    #[must_use]
-    pub fn new(name: &str, origin: Origin) -> Self {
-        Self { name: name.to_owned(), origin, stamp: Stamp::default(), calm: Calm::Settled, fault: None }
-    }
-
-    fn can_load(&self) -> bool {
-        self.fault.is_none() && matches!(self.calm, Calm::Settled | Calm::Replaced)
-    }
-}
-
-/// Where a plugin's code is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Inside the binary, with its SHA-256 in hex.
-    Bundled {
-        /// The component.
-        bytes: &'static [u8],
-        /// Its digest.
-        digest: &'static str,
-    },
-    /// In files.
-    Files(Files),
-}
-
-impl Origin {
-    /// The file that the plugin is known by; none for a bundled one.
-    #[must_use]
-    pub fn file(&self) -> Option<&PathBuf> {
-        match self {
-            Self::Bundled { .. } => None,
-            Self::Files(files) => Some(&files.component),
-        }
-    }
-
-    fn source(&self) -> Source {
-        match self {
-            Self::Bundled { .. } => Source::Bundled,
-            Self::Files(_) => Source::Directory,
-        }
-    }
-}
-
-/// Whether files are being written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Calm {
-    /// They have been as they are for a while.
-    Settled,
-    /// They changed a moment ago.
-    Changing,
-    /// They have been changing for long, each time by another whole file: one may be tried.
-    Replaced,
-    /// They have been changing for long, in place.
-    Restless,
-}
-
-/// A plugin, as `plugin ls` shows it.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// Name.
-    pub name: String,
-    /// File; `None` for bundled ones.
-    pub file: Option<PathBuf>,
-    /// How its file is.
-    pub state: State,
-    /// SHA-256 of what it serves, hex; of a refused file where it serves nothing.
-    pub digest: Option<String>,
-    /// From its manifest.
-    pub version: Option<String>,
-    /// Full names of its tools.
-    pub tools: Vec<String>,
-    /// The points where it stands as a hook.
-    pub hooks: Vec<Hook>,
-    /// Whether it is an agent.
-    pub is_agent: bool,
-    /// Whether it was not written for the contract.
-    pub is_foreign: bool,
-    /// What its manifest asks for.
-    pub requested: Permissions,
-    /// Calls and failed calls since the kernel started.
-    pub counts: Arc<Counts>,
-    /// Why its file is refused.
-    pub fault: Option<Fault>,
-}
-
-/// How a plugin's file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Being written, read or compiled.
-    Loading,
-    /// What it holds is served.
-    Loaded,
-    /// It cannot be used.
-    Refused,
-}
-
-impl State {
-    /// The word in `plugin ls`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Loading => "loading",
-            Self::Loaded => "loaded",
-            Self::Refused => "refused",
-        }
-    }
-}
+use image::Known;
+use plugin::Plugin;
 
 /// Something that the audit log should hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,106 +56,6 @@ pub enum Happened {
     Unloaded,
     /// Its hooks are not asked any more, for this reason.
     Barred(String),
-}
-
-/// An agent that can be spawned.
-#[derive(Clone, Debug)]
-pub struct Agent {
-    /// Name, also its plugin's.
-    pub name: String,
-    /// SHA-256, hex.
-    pub digest: String,
-    /// Where from.
-    pub source: Source,
-    lazy: Arc<Lazy<AgentImage>>,
-}
-
-impl Agent {
-    /// Its code, ready to run.
-    ///
-    /// # Errors
-    /// Why it cannot be loaded.
-    pub async fn image(&self) -> Result<Arc<AgentImage>, Fault> {
-        self.lazy.agent().await
-    }
-}
-
-/// A plugin's place in the registry.
-#[derive(Debug)]
-struct Plugin {
-    found: Candidate,
-    /// Put here by a caller and not by a look at the directories.
-    registered: bool,
-    /// What its files looked like when they were last loaded.
-    loaded: Option<Stamp>,
-    /// The last load that was begun: the end of an earlier one counts for nothing.
-    ticket: u64,
-    /// Whether that load has not ended. Another waits for it, so that files that change faster than they
-    /// load are followed, if at a distance.
-    under_way: bool,
-    state: State,
-    fault: Option<Fault>,
-    /// Digest of a component that was read and refused.
-    refused_digest: Option<String>,
-    serving: Option<Serving>,
-    counts: Arc<Counts>,
-}
-
-/// What a plugin serves.
-#[derive(Debug)]
-struct Serving {
-    digest: String,
-    version: Option<String>,
-    requested: Permissions,
-    tools: Vec<String>,
-    hooks: Vec<Hook>,
-    foreign: bool,
-    wasi03: bool,
-    agent: Option<Agent>,
-}
-
-impl Plugin {
-    fn new(found: Candidate, registered: bool) -> Self {
-        Self {
-            found,
-            registered,
-            loaded: None,
-            ticket: 0,
-            under_way: false,
-            state: State::Loading,
-            fault: None,
-            refused_digest: None,
-            serving: None,
-            counts: Arc::default(),
-        }
-    }
-
-    fn is(&self, found: &Candidate) -> bool {
-        self.found.name == found.name && self.found.origin.file() == found.origin.file()
-    }
-
-    /// Whether somebody who needs it should wait for it.
-    fn is_coming(&self) -> bool {
-        self.state == State::Loading && !matches!(self.found.calm, Calm::Replaced | Calm::Restless)
-    }
-
-    fn record(&self) -> Record {
-        let serving = self.serving.as_ref();
-        Record {
-            name: self.found.name.clone(),
-            file: self.found.origin.file().cloned(),
-            state: self.state,
-            digest: serving.map(|s| s.digest.clone()).or_else(|| self.refused_digest.clone()),
-            version: serving.and_then(|s| s.version.clone()),
-            tools: serving.map(|s| s.tools.clone()).unwrap_or_default(),
-            hooks: serving.map(|s| s.hooks.clone()).unwrap_or_default(),
-            is_agent: serving.is_some_and(|s| s.agent.is_some()),
-            is_foreign: serving.is_some_and(|s| s.foreign),
-            requested: serving.map(|s| s.requested.clone()).unwrap_or_default(),
-            counts: Arc::clone(&self.counts),
-            fault: self.fault.clone(),
-        }
-    }
 }
 
 /// A load that was begun.
@@ -609,21 +387,6 @@ impl Registry {
         }
     }
 
-    /// What one call of a component in this role may use.
-    fn allowed(&self, role: Role, manifest: &Manifest) -> Result<Limits, Fault> {
-        match role {
-            Role::Hook => manifest.within(self.0.limits.both(Limits::HOOK)),
-            Role::Tool | Role::Foreign => manifest.within(self.0.limits),
-            Role::Agent => Ok(Limits::AGENT),
-        }
-    }
-
-    /// Takes out all that a plugin serves by name.
-    fn withdraw(&self, plugin: &str) {
-        self.0.served.tools.withdraw(plugin);
-        self.0.served.hooks.withdraw(plugin);
-    }
-
     /// Ends a load: its plugin serves what was loaded, from now on, or is refused.
     fn settle(&self, job: &Job, loaded: Loaded) {
         let mut plugins = self.plugins();
@@ -666,79 +429,6 @@ impl Registry {
         }
     }
 
-    /// Puts what was loaded in the place of what the plugin served.
-    fn serve(
-        &self,
-        job: &Job,
-        digest: &str,
-        manifest: Manifest,
-        known: Known,
-        image: Option<Image>,
-    ) -> Result<Serving, Fault> {
-        let name = &job.found.name;
-        let code = |limits| Code {
-            loader: Arc::clone(&self.0.loader),
-            origin: job.found.origin.clone(),
-            digest: digest.to_owned(),
-            limits,
-        };
-        let mut serving = Serving {
-            digest: digest.to_owned(),
-            version: manifest.version.clone(),
-            requested: manifest.permissions.clone(),
-            tools: Vec::new(),
-            hooks: Vec::new(),
-            foreign: false,
-            wasi03: known.asks_for_wasi03(),
-            agent: None,
-        };
-        match known {
-            Known::Agent => {
-                manifest.check_agent()?;
-                let lazy = Arc::new(Lazy::new(code(Limits::AGENT), image.and_then(Image::agent)));
-                let source = job.found.origin.source();
-                self.withdraw(name);
-                serving.agent = Some(Agent { name: name.clone(), digest: digest.to_owned(), source, lazy });
-            }
-            Known::Tools { specs, needs, foreign } => {
-                serving.foreign = foreign;
-                manifest.check_tools(specs.iter().map(|s| s.name.as_str()))?;
-                let limits = self.allowed(Role::Tool, &manifest)?;
-                let lazy = Lazy::new(code(limits), image.and_then(Image::tools));
-                let tools = entries(job, &manifest, specs, needs, lazy)?;
-                serving.tools = tools.iter().map(|e| e.spec.name.clone()).collect();
-                self.0.served.tools.swap(name, tools).map_err(|(taken, owner)| Fault {
-                    code: TOOL_NAME_TAKEN,
-                    message: format!("its tool name `{taken}` belongs to the plugin `{owner}`"),
-                    hint: "rename the tool or the file".into(),
-                })?;
-                self.0.served.hooks.withdraw(name);
-            }
-            Known::Hook { subscriptions, needs } => {
-                manifest.check_hook()?;
-                let limits = self.allowed(Role::Hook, &manifest)?;
-                let at = placed(subscriptions, manifest.hook.as_ref())?;
-                serving.hooks = at.iter().map(|s| s.point).collect();
-                serving.hooks.dedup();
-                let lazy = Lazy::new(code(limits), image.and_then(Image::hook));
-                let counts = Arc::clone(&job.counts);
-                let (asked, security) = (manifest.permissions.clone(), Arc::clone(&self.0.served.security));
-                let trusted =
-                    job.found.origin.source() == Source::Bundled || self.0.served.security.trusts(name, digest);
-                let code = Arc::new(LazyHook { lazy, counts, plugin: name.clone(), needs, asked, security });
-                let handler: Arc<dyn Handler> = Arc::new(Stored {
-                    code,
-                    store: self.0.served.store.clone(),
-                    plugin: name.clone(),
-                    log_limit: limits.log,
-                });
-                self.0.served.tools.withdraw(name);
-                self.0.served.hooks.swap(name, at, &handler, trusted);
-            }
-        }
-        Ok(serving)
-    }
-
     fn plugins(&self) -> MutexGuard<'_, Vec<Plugin>> {
         // Each change of the list is whole when the lock is given back.
         self.0.plugins.lock().unwrap_or_else(PoisonError::into_inner)
@@ -775,80 +465,6 @@ impl Registry {
     pub fn records(&self) -> Vec<Record> {
         self.plugins().iter().map(Plugin::record).collect()
     }
-}
-
-/// The tools of a plugin, as its manifest has them.
-fn entries(
-    job: &Job,
-    manifest: &Manifest,
-    specs: Vec<ToolSpec>,
-    needs: Needs,
-    lazy: Lazy<ToolImage>,
-) -> Result<Vec<Entry>, Fault> {
-    let limits = lazy.limits();
-    let code: Arc<dyn Invoke> = Arc::new(LazyTools { lazy, counts: Arc::clone(&job.counts) });
-    let plugin = &job.found.name;
-    let asked = Arc::new(manifest.permissions.clone());
-    let entry = |spec: ToolSpec| {
-        let validator = jsonschema::validator_for(&spec.input_schema).map_err(|e| Fault {
-            code: "invalid_schema",
-            message: format!("the input schema of its tool `{}` cannot be used: {e}", spec.name),
-            hint: "give a JSON Schema (draft 2020-12) object".into(),
-        })?;
-        let note = manifest.tools.get(&spec.name);
-        Ok(Entry {
-            validator,
-            plugin: plugin.clone(),
-            tool: spec.name.clone(),
-            source: job.found.origin.source(),
-            needs,
-            asked: Arc::clone(&asked),
-            limits,
-            stateful: manifest.stateful,
-            code: Arc::clone(&code),
-            spec: ToolSpec {
-                name: full_name(plugin, &spec.name),
-                effect: note.and_then(|n| n.effect).unwrap_or(spec.effect),
-                description: note.and_then(|n| n.description.clone()).unwrap_or(spec.description),
-                ..spec
-            },
-        })
-    };
-    specs.into_iter().map(entry).collect()
-}
-
-/// Where a hook stands, as its manifest has it.
-fn placed(subscriptions: Vec<Subscription>, note: Option<&HookNote>) -> Result<Vec<Subscription>, Fault> {
-    let Some(note) = note else { return Ok(subscriptions) };
-    let wrong = |message: String, hint: String| Fault { code: "invalid_manifest", message, hint };
-    let mut points = Vec::new();
-    for name in &note.points {
-        let all = || Hook::ALL.map(Hook::name).join(", ");
-        let point = Hook::from_name(name)
-            .ok_or_else(|| wrong(format!("its `[hook]` names a point `{name}` that there is not"), all()))?;
-        if !subscriptions.iter().any(|s| s.point == point) {
-            let own: Vec<_> = subscriptions.iter().map(|s| s.point.name()).collect();
-            let message = format!("its `[hook]` names {point}, which the component does not ask for");
-            return Err(wrong(message, format!("it asks for: {}", own.join(", "))));
-        }
-        points.push(point);
-    }
-    let phase = note.phase.as_deref().map(|word| {
-        let phase = Phase::ALL.into_iter().find(|p| p.name() == word);
-        phase.ok_or_else(|| {
-            let message = format!("the phase of its `[hook]` is `{word}`, which there is not");
-            wrong(message, "it is validate, authorize, policy or telemetry".to_owned())
-        })
-    });
-    let phase = phase.transpose()?;
-    let kept = subscriptions.into_iter().filter(|s| points.is_empty() || points.contains(&s.point));
-    let placed = |s: Subscription| Subscription {
-        point: s.point,
-        phase: phase.unwrap_or(s.phase),
-        priority: note.priority.unwrap_or(s.priority),
-        matcher: note.matcher.clone().or(s.matcher),
-    };
-    Ok(kept.map(placed).collect())
 }
 
 /// What tells one plugin from another: its name, and its file.

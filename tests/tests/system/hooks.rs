@@ -381,3 +381,67 @@ fn what_is_wrong_with_a_hooks_manifest_is_said() {
     assert_eq!(schema["properties"]["name"]["type"], "string");
     world.run(&["--json", "hook", "schema", "before-lunch"]).refused(2, "bad_usage", &["before-lunch", "hook points"]);
 }
+
+#[test]
+fn the_examples_inside_aok_do_what_they_say() {
+    let world = world(&[PROBE]);
+    std::fs::write(world.work().join("a.txt"), "a").unwrap();
+    let work = format!("{}:rw", world.work().display());
+    let call = |tool: &str, arguments: Value| {
+        world.run(&["--json", "tool", "call", tool, &arguments.to_string(), "--dir", &work])
+    };
+    let denied = |ran: Ran, by: &str, words: &str| {
+        let message = ran.exits(3).lines()[0]["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains(&format!("`{by}`")) && message.contains(words), "{message}");
+    };
+    let add = |name: &str| world.run(&["plugin", "add", "--example", name]).exits(0);
+    let remove = |name: &str| world.run(&["plugin", "rm", name]).exits(0);
+    let write = || call("fs__write", json!({ "path": "work/b.txt", "content": "b" }));
+    let append = || call("fs__append", json!({ "path": "work/a.txt", "content": "b" }));
+
+    add("tidy-paths");
+    denied(call("fs__read", json!({ "path": "work/../work/a.txt" })), "tidy-paths", "..");
+    call("fs__read", json!({ "path": "work/a.txt" })).exits(0);
+    remove("tidy-paths");
+
+    add("read-only");
+    denied(write(), "read-only", "idempotent");
+    call("fs__read", json!({ "path": "work/a.txt" })).exits(0);
+    remove("read-only");
+
+    add("ask-first");
+    write().exits(0);
+    denied(append(), "ask-first", "aok approve 1 --always");
+    world.run(&["approve", "1", "--always"]).exits(0);
+    append().exits(0);
+    remove("ask-first");
+
+    add("mask-secrets");
+    let key = "sk-abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKL";
+    denied(echo(&world, key), "mask-secrets", "aok plugin trust mask-secrets");
+    world.run(&["plugin", "trust", "mask-secrets"]).exits(0);
+    let masked = echo(&world, &format!("the key is {key}, keep it")).exits(0);
+    assert_eq!(masked.lines()[0]["result"], json!({ "a": "the key is [masked], keep it" }));
+    remove("mask-secrets");
+
+    add("tally");
+    write().exits(0);
+    let pids = world.run(&["--json", "ps"]).exits(0).lines();
+    let last = pids.iter().map(|p| p["pid"].as_u64().unwrap()).max().unwrap().to_string();
+    let lines = world.run(&["--json", "logs", &last]).exits(0).lines();
+    let told = lines.iter().find(|l| l["source"] == "tally").unwrap_or_else(|| panic!("{lines:?}"));
+    assert!(told["message"].as_str().unwrap().contains("fs__write"), "{told}");
+}
+
+#[test]
+fn a_gate_that_denies_everything_is_named_and_can_be_taken_out() {
+    let world = world(&[STEPPER, PROBE, MEDDLER]);
+    let script = world.script(&[json!({ "text": "hello" })]);
+    // Every event of this run has the word in it.
+    let task = json!([{ "op": "call", "name": "probe__echo", "arguments": { "a": "meddle:deny" } }]).to_string();
+    let run = || world.run(&["--json", "run", "stepper", "--task", &task, "--model", &script]);
+    run().refused(3, "denied", &["meddler"]);
+    world.run(&["--json", "plugin", "ls"]).exits(0);
+    std::fs::remove_file(world.plugins().join("meddler.wasm")).unwrap();
+    run().exits(0);
+}
