@@ -62,7 +62,11 @@ impl Kernel {
         let area = self.area(&row)?;
         // An original that is gone keeps nobody from throwing the copy away.
         let discarded = match self.plan(&row, Vec::new()).await {
-            Ok((plan, _)) => plan.steps().iter().map(|step| file_change(step, None)).collect(),
+            // What kept it from being applied is no matter any more.
+            Ok((plan, _)) => {
+                let change = |step| FileChange { conflict: None, ..file_change(step, None) };
+                plan.steps().iter().map(change).collect()
+            }
             Err(Error::Files { .. }) => Vec::new(),
             Err(e) => return Err(e),
         };
