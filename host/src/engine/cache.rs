@@ -61,14 +61,15 @@ impl CodeCache {
     }
 }
 
-/// The threads that compile, one for each core and of a low priority: however much there is to compile,
-/// what runs already goes on at its speed. `None` where the system has no more threads.
+/// The threads that compile: of a low priority, and one fewer than there are cores, so that however much there is to
+/// compile, what runs already goes on at its speed. A low priority alone is not enough: who wakes up waits for the end of
+/// a compiler's turn on the core where it is. `None` where the system has no more threads.
 fn compilers() -> Option<&'static rayon::ThreadPool> {
     static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
     let pool = POOL.get_or_init(|| {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(cores)
+            .num_threads(cores.saturating_sub(1).max(1))
             // While one compile waits for its parts, its thread may begin another on top of it.
             .stack_size(COMPILER_STACK)
             .thread_name(|n| format!("aok-compile-{n}"))

@@ -258,6 +258,12 @@ impl HookChain {
         self.listening.load(Ordering::Acquire) & (1 << point.index()) != 0
     }
 
+    /// Whether nobody stands anywhere.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.listening.load(Ordering::Acquire) == 0
+    }
+
     /// Every hook at every point, by point and in the order in which they are asked.
     #[must_use]
     pub fn standings(&self) -> Vec<Standing> {

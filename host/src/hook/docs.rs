@@ -7,8 +7,7 @@ use serde_json::Value;
 use super::{Hook, Power, subject};
 
 /// All points as Markdown: what hooks can do at each, and its subject's fields.
-#[must_use]
-pub fn reference() -> String {
+fn reference() -> String {
     let mut out = String::new();
     for point in Hook::ALL {
         // Writing to a String cannot fail.

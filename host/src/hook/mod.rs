@@ -4,6 +4,7 @@
 //! refuses, an observer that fails is passed over, and one that fails again and again is barred.
 
 mod chain;
+#[cfg(test)]
 mod docs;
 mod point;
 mod stored;
@@ -15,7 +16,6 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 pub use chain::{Asked, HookChain, Outcome, Standing, Subscription};
-pub use docs::reference;
 pub use point::{Hook, Phase, Power};
 pub use stored::{Question, Report, Run, Stored};
 

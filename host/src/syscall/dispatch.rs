@@ -117,7 +117,9 @@ impl Caller {
                 let rights = services.security.admit(self.spec(), &entry)?;
                 Ok(Admitted::Tool(entry, rights))
             }
-            Syscall::Generate(options) => self.admit_model(act, options).await.map(|m| Admitted::Model(Box::new(m))),
+            Syscall::Generate(options) => {
+                Box::pin(self.admit_model(act, options)).await.map(|m| Admitted::Model(Box::new(m)))
+            }
             Syscall::Sleep { ms } if *ms > MAX_SLEEP_MS => {
                 Err(Error::new(Errno::Invalid, format!("a sleep of {ms} ms is over the limit of {MAX_SLEEP_MS} ms")))
             }
@@ -257,7 +259,9 @@ impl Caller {
             (Syscall::Call { call, .. }, Admitted::Tool(entry, rights)) => {
                 self.call_tool(act, &call.id, &call.arguments, entry, rights).await
             }
-            (Syscall::Generate(options), Admitted::Model(model)) => self.ask_model(act, options, model).await?,
+            (Syscall::Generate(options), Admitted::Model(model)) => {
+                Box::pin(self.ask_model(act, options, model)).await?
+            }
             (Syscall::Log { level, message }, _) => self.write_log(level, message),
             (Syscall::StateGet { .. } | Syscall::StatePut { .. } | Syscall::StateDelete { .. }, _) => {
                 self.state(syscall).await

@@ -98,15 +98,17 @@ impl Caller {
             }
             Replay::New => {}
         }
-        let (syscall, decided) = match self.before_hooks(&act, syscall).await {
+        let (syscall, decided) = match self.gate(&act, syscall).await {
             Gate::Open(syscall, by) => (syscall, by.map(|by| (by, "rewrite"))),
             Gate::Shut(syscall, error, by) => {
                 return self.refuse(&act, &syscall, error, Decision::by(by, "deny")).await;
             }
-            Gate::Ask(syscall, hook, question) => match self.approval(&act, &syscall, hook, question).await? {
-                Ok(by) => (syscall, Some((by.to_owned(), "allow"))),
-                Err(error) => return self.refuse(&act, &syscall, error, Decision::by("person", "deny")).await,
-            },
+            Gate::Ask(syscall, hook, question) => {
+                match Box::pin(self.approval(&act, &syscall, hook, question)).await? {
+                    Ok(by) => (syscall, Some((by.to_owned(), "allow"))),
+                    Err(error) => return self.refuse(&act, &syscall, error, Decision::by("person", "deny")).await,
+                }
+            }
         };
         let admitted = match self.admit(&act, &syscall).await {
             Ok(admitted) => admitted,
@@ -126,7 +128,7 @@ impl Caller {
             () = gone => Done::failed(Error::new(Errno::Interrupted, "its caller cancelled it")),
         };
         self.quota_commit(&syscall, &done);
-        let (done, held) = self.after_hooks(&act, &syscall, done, false).await;
+        let (done, held) = self.told(&act, &syscall, done, false).await;
         let decision = match (held, decided) {
             (Some(Held { by, verb }), _) => Decision::by(by, verb),
             (None, Some((by, verb))) => Decision::by(by, verb),
@@ -135,10 +137,29 @@ impl Caller {
         self.finish(&act, &syscall, effect, done, decision).await
     }
 
+    /// Stage 2, of no size and no cost where there are no hooks: a future that every call carries is copied with it.
+    async fn gate(&self, act: &Act, syscall: Syscall) -> Gate {
+        match self.services().hooks.is_empty() {
+            true => Gate::Open(syscall, None),
+            false => Box::pin(self.before_hooks(act, syscall)).await,
+        }
+    }
+
+    /// Stage 7, likewise.
+    async fn told(&self, act: &Act, syscall: &Syscall, done: Done, refused: bool) -> (Done, Option<Held>) {
+        match self.services().hooks.is_empty() {
+            true => (done, None),
+            false => Box::pin(self.after_hooks(act, syscall, done, refused)).await,
+        }
+    }
+
     /// Ends a call that is not made.
     async fn refuse(&self, act: &Act, syscall: &Syscall, error: Error, decision: Decision) -> Result<Answer, Stop> {
-        let (done, _) = self.after_hooks(act, syscall, Done::failed(error), true).await;
-        self.finish(act, syscall, None, done, decision).await
+        Box::pin(async {
+            let (done, _) = self.told(act, syscall, Done::failed(error), true).await;
+            self.finish(act, syscall, None, done, decision).await
+        })
+        .await
     }
 
     /// Stage 1.
