@@ -43,6 +43,23 @@ const GUESTS: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
+        "courier",
+        TOOL,
+        &[
+            TYPES,
+            LOG,
+            STATE,
+            "wasi:io/error",
+            "wasi:io/poll",
+            "wasi:io/streams",
+            "wasi:http/types",
+            "wasi:http/outgoing-handler",
+            "wasi:cli/environment",
+            "wasi:filesystem/types",
+            "wasi:filesystem/preopens",
+        ],
+    ),
+    (
         "fs",
         TOOL,
         &[

@@ -205,8 +205,6 @@ impl Caller {
         }
         let is_new = own.is_none();
         let asked = own.unwrap_or_else(|| Approval { id: approvals.next_id(), ..new });
-        // From here on an answer is handed over; what came before is looked at below.
-        let answer = approvals.wait(asked.id);
         self.park(act, &asked, is_new).await?;
         if self.is_client() {
             let message = format!(
@@ -216,6 +214,8 @@ impl Caller {
             return Ok(Err(Error::new(Errno::Denied, message)));
         }
         let _waiting = self.waits_on(act.ticket.seq, Activity::Approval(asked.id));
+        // From here on an answer is handed over; one that was given before is in the store.
+        let answer = approvals.wait(asked.id);
         let before = approvals.get(asked.id).await.map_err(|e| self.store_failed(&e))?.and_then(|a| a.answer);
         let approved = match before {
             Some(answer) => answer.approved,

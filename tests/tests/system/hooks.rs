@@ -383,6 +383,28 @@ fn what_is_wrong_with_a_hooks_manifest_is_said() {
 }
 
 #[test]
+fn a_hook_sees_what_its_manifest_asks_for_and_its_operator_grants() {
+    let world = world(&[PROBE, MEDDLER]);
+    std::fs::write(world.work().join("a.txt"), "a").unwrap();
+    let points = "[hook]\npoints = [\"BEFORE_TOOL_CALL\"]\n";
+    manifest(&world, "meddler", &format!("{points}[permissions]\nread = [\"*\"]\n"));
+    let seen = || {
+        let ran = echo(&world, "meddle:files").exits(3);
+        ran.lines()[0]["error"]["message"].as_str().unwrap().to_owned()
+    };
+    assert!(seen().contains("directories: []"), "{}", seen());
+    let read = format!("read={}", world.work().display());
+    world.run(&["plugin", "grant", "meddler", &read]).exits(0);
+    assert!(seen().contains("work: ") && seen().contains("a.txt Ok("), "{}", seen());
+    world.run(&["plugin", "revoke", "meddler"]).exits(0);
+    assert!(seen().contains("directories: []"), "{}", seen());
+    // Granted and not asked for is nothing either.
+    world.run(&["plugin", "grant", "meddler", &read]).exits(0);
+    manifest(&world, "meddler", points);
+    assert!(seen().contains("directories: []"), "{}", seen());
+}
+
+#[test]
 fn the_examples_inside_aok_do_what_they_say() {
     let world = world(&[PROBE]);
     std::fs::write(world.work().join("a.txt"), "a").unwrap();
