@@ -39,6 +39,8 @@ pub struct Approval {
     pub call: String,
     /// What it is about: a tool, a model.
     pub object: String,
+    /// The whole call, as a replay tells it from others: an answer is for this call and no other one in its place.
+    pub request: String,
     /// The hook that asks.
     pub hook: String,
     /// Its question.
@@ -147,7 +149,8 @@ impl Approvals {
     /// The question that was asked at this position already, and the answer that holds for all such questions.
     pub(crate) async fn before(&self, new: &Approval) -> Result<(Option<Approval>, Option<Approval>), storage::Error> {
         let all = self.all().await?;
-        let own = all.iter().find(|a| (a.pid, a.seq) == (new.pid, new.seq)).cloned();
+        let is_own = |a: &&Approval| (a.pid, a.seq, &a.request) == (new.pid, new.seq, &new.request);
+        let own = all.iter().find(is_own).cloned();
         let is_standing = |a: &&Approval| a.answer.as_ref().is_some_and(|answer| answer.always) && a.is_like(new);
         let standing = all.iter().filter(is_standing).max_by_key(|a| a.answer.as_ref().map(|answer| answer.at_ms));
         Ok((own, standing.cloned()))
@@ -194,6 +197,7 @@ impl Caller {
             agent: spec.agent.clone(),
             call: syscall.name().to_owned(),
             object: syscall.object(),
+            request: syscall.request(),
             hook,
             reason,
             answer: None,
@@ -276,4 +280,50 @@ fn told(asked: &Approval, approved: bool) -> Result<By, Error> {
     }
     let message = format!("a person refused it, whom the hook `{}` had asked: {}", asked.hook, asked.reason);
     Err(Error::new(Errno::Denied, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Memory;
+
+    #[tokio::test]
+    async fn an_answer_is_for_its_own_call_unless_it_is_for_always() {
+        let store = Store::with(std::sync::Arc::new(Memory::new()));
+        let approvals = Approvals::new(store.clone());
+        approvals.resume().await.unwrap();
+        let ask = |seq, object: &str, request: &str| Approval {
+            id: approvals.next_id(),
+            pid: Pid(1),
+            seq,
+            at_ms: 1,
+            agent: "a".into(),
+            call: "call".into(),
+            object: object.into(),
+            request: request.into(),
+            hook: "h".into(),
+            reason: "?".into(),
+            answer: None,
+        };
+        let keep = async |change| store.commit(Batch { pid: Pid::KERNEL, changes: vec![change] }).await;
+        let mut asked = ask(7, "fs__append", "bread");
+        keep(asked.asked()).await.unwrap();
+        asked.answer = Some(Answer { approved: true, always: false, at_ms: 2 });
+        keep(asked.answered()).await.unwrap();
+        assert!(keep(asked.answered()).await.is_err(), "it is answered once");
+        let found = async |new: Approval| {
+            let (own, standing) = approvals.before(&new).await.unwrap();
+            (own.is_some(), standing.is_some())
+        };
+        assert_eq!(found(ask(7, "fs__append", "bread")).await, (true, false));
+        // Another call in its place, or the same one elsewhere, has no answer.
+        assert_eq!(found(ask(7, "fs__append", "poison")).await, (false, false));
+        assert_eq!(found(ask(8, "fs__append", "bread")).await, (false, false));
+        let mut standing = ask(9, "fs__append", "butter");
+        keep(standing.asked()).await.unwrap();
+        standing.answer = Some(Answer { approved: false, always: true, at_ms: 3 });
+        keep(standing.answered()).await.unwrap();
+        assert_eq!(found(ask(8, "fs__append", "bread")).await, (false, true));
+        assert_eq!(found(ask(8, "fs__write", "bread")).await, (false, false));
+    }
 }
