@@ -50,7 +50,8 @@ impl Kernel {
         let (event, decision) = if approved { ("approve", "allow") } else { ("deny", "deny") };
         let by = if always { "person, always" } else { "person" };
         let audit = chain.append(answer.at_ms, event, object, decision, by);
-        let changes = vec![approval.answered(), Change::Audit(audit)];
+        let mut changes = approval.answered();
+        changes.push(Change::Audit(audit));
         if let Err(e) = services.store.commit(Batch { pid: Pid::KERNEL, changes }).await {
             *chain = crate::audit::Chain::resume(Pid::KERNEL, before);
             return Err(match e {

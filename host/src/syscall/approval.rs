@@ -1,7 +1,8 @@
 //! Questions to a person: written down before anybody waits for the answer, so that both outlast the kernel.
 //!
 //! A question is a state entry of the kernel's own scope. Its revision is 1 until it is answered, and the answer is a
-//! compare-and-set, so that it is given once.
+//! compare-and-set, so that it is given once. Two more entries find it without a look at all others: that of the call,
+//! for a process that is resumed, and that of an answer for always.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +18,14 @@ use super::{Caller, Stop, Syscall};
 use crate::abi::{Errno, Error};
 use crate::hook::{Hook, subject};
 use crate::process::{EventKind, Pid, ProcessState, Seq};
-use crate::storage::{self, Batch, Change, Store};
+use crate::storage::{self, Batch, Change, StateEntry, Store};
 
-/// The scope of their state entries. No guest's has this name.
+/// The scope of the questions. No guest's has such a name.
 const SCOPE: &str = "kernel:approvals";
+/// By process, position and request: the question about that call.
+const ASKED: &str = "kernel:approvals-asked";
+/// By hook, agent, call and object: the question whose answer is for always.
+const STANDING: &str = "kernel:approvals-standing";
 
 /// A question to a person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,25 +76,33 @@ impl Approval {
         }
     }
 
-    /// Whether an answer to the other question, given for always, answers this one.
-    fn is_like(&self, other: &Self) -> bool {
-        (&self.agent, &self.call, &self.object, &self.hook) == (&other.agent, &other.call, &other.object, &other.hook)
-    }
-
     /// Writes the question down.
-    pub(crate) fn asked(&self) -> Change {
-        self.change(0)
+    pub(crate) fn asked(&self) -> [Change; 2] {
+        [self.put(SCOPE, key(self.id), Some(0)), self.put(ASKED, self.call_key(), None)]
     }
 
     /// Writes the answer down, if there is none yet.
-    pub(crate) fn answered(&self) -> Change {
-        self.change(1)
+    pub(crate) fn answered(&self) -> Vec<Change> {
+        let mut changes = vec![self.put(SCOPE, key(self.id), Some(1)), self.put(ASKED, self.call_key(), None)];
+        if self.answer.as_ref().is_some_and(|answer| answer.always) {
+            changes.push(self.put(STANDING, self.kind_key(), None));
+        }
+        changes
     }
 
-    fn change(&self, expected: u64) -> Change {
+    fn put(&self, scope: &str, key: String, expected: Option<u64>) -> Change {
         // Plain data with string keys has a JSON form.
         let value = serde_json::to_vec(self).unwrap_or_default();
-        Change::StatePut { scope: SCOPE.to_owned(), key: key(self.id), value, expected: Some(expected) }
+        Change::StatePut { scope: scope.to_owned(), key, value, expected }
+    }
+
+    fn call_key(&self) -> String {
+        format!("{}/{}/{}", self.pid, self.seq, self.request)
+    }
+
+    /// What the questions have in common that an answer for always answers.
+    fn kind_key(&self) -> String {
+        json!([self.hook, self.agent, self.call, self.object]).to_string()
     }
 }
 
@@ -129,8 +142,7 @@ impl Approvals {
     /// The store's.
     pub async fn all(&self) -> Result<Vec<Approval>, storage::Error> {
         let entries = self.store.states(SCOPE).await?;
-        let read = |value: Vec<u8>| serde_json::from_slice(&value).ok();
-        Ok(entries.into_iter().filter_map(|(_, entry)| read(entry.value)).collect())
+        Ok(entries.into_iter().filter_map(|(_, entry)| read(entry)).collect())
     }
 
     /// One question.
@@ -138,22 +150,18 @@ impl Approvals {
     /// # Errors
     /// The store's.
     pub async fn get(&self, id: u64) -> Result<Option<Approval>, storage::Error> {
-        let entry = self.store.state(SCOPE, &key(id)).await?;
-        Ok(entry.and_then(|entry| serde_json::from_slice(&entry.value).ok()))
+        Ok(self.store.state(SCOPE, &key(id)).await?.and_then(read))
     }
 
     pub(crate) fn next_id(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The question that was asked at this position already, and the answer that holds for all such questions.
+    /// This question, if it was asked before the kernel was stopped, and the one whose answer holds for all such.
     pub(crate) async fn before(&self, new: &Approval) -> Result<(Option<Approval>, Option<Approval>), storage::Error> {
-        let all = self.all().await?;
-        let is_own = |a: &&Approval| (a.pid, a.seq, &a.request) == (new.pid, new.seq, &new.request);
-        let own = all.iter().find(is_own).cloned();
-        let is_standing = |a: &&Approval| a.answer.as_ref().is_some_and(|answer| answer.always) && a.is_like(new);
-        let standing = all.iter().filter(is_standing).max_by_key(|a| a.answer.as_ref().map(|answer| answer.at_ms));
-        Ok((own, standing.cloned()))
+        let own = self.store.state(ASKED, &new.call_key()).await?.and_then(read);
+        let standing = self.store.state(STANDING, &new.kind_key()).await?.and_then(read);
+        Ok((own, standing))
     }
 
     /// Waits for the answer to a question, from now on.
@@ -163,11 +171,18 @@ impl Approvals {
         receive
     }
 
-    /// Hands an answer, which is written down, to whoever waits; whether somebody does.
-    pub(crate) fn hand_over(&self, id: u64, answer: Answer) -> bool {
+    /// Hands an answer, which is written down, to whoever waits.
+    pub(crate) fn hand_over(&self, id: u64, answer: Answer) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        waiting.is_some_and(|waiting| waiting.send(answer).is_ok())
+        if let Some(waiting) = waiting {
+            // A process that was stopped meanwhile finds it in the store.
+            let _ = waiting.send(answer);
+        }
     }
+}
+
+fn read(entry: StateEntry) -> Option<Approval> {
+    serde_json::from_slice(&entry.value).ok()
 }
 
 /// Who let a call through that a hook asked about.
@@ -240,7 +255,7 @@ impl Caller {
         let mut chain = self.chain().lock().await;
         let before = chain.head().cloned();
         if is_new {
-            changes.push(asked.asked());
+            changes.extend(asked.asked());
             let object = format!("approval {}: {} {}", asked.id, asked.call, asked.object);
             changes.push(Change::Audit(chain.append(asked.at_ms, "ask", object, "ask", asked.hook.clone())));
         }
@@ -305,9 +320,9 @@ mod tests {
             reason: "?".into(),
             answer: None,
         };
-        let keep = async |change| store.commit(Batch { pid: Pid::KERNEL, changes: vec![change] }).await;
+        let keep = async |changes: Vec<Change>| store.commit(Batch { pid: Pid::KERNEL, changes }).await;
         let mut asked = ask(7, "fs__append", "bread");
-        keep(asked.asked()).await.unwrap();
+        keep(asked.asked().into()).await.unwrap();
         asked.answer = Some(Answer { approved: true, always: false, at_ms: 2 });
         keep(asked.answered()).await.unwrap();
         assert!(keep(asked.answered()).await.is_err(), "it is answered once");
@@ -320,7 +335,7 @@ mod tests {
         assert_eq!(found(ask(7, "fs__append", "poison")).await, (false, false));
         assert_eq!(found(ask(8, "fs__append", "bread")).await, (false, false));
         let mut standing = ask(9, "fs__append", "butter");
-        keep(standing.asked()).await.unwrap();
+        keep(standing.asked().into()).await.unwrap();
         standing.answer = Some(Answer { approved: false, always: true, at_ms: 3 });
         keep(standing.answered()).await.unwrap();
         assert_eq!(found(ask(8, "fs__append", "bread")).await, (false, true));
