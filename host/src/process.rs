@@ -89,6 +89,30 @@ pub struct ProcessSpec {
     pub created_ms: u64,
 }
 
+#[cfg(test)]
+impl ProcessSpec {
+    /// A process for tests, with nothing special about it.
+    pub(crate) fn sample(pid: u64) -> Self {
+        Self {
+            pid: Pid(pid),
+            ppid: None,
+            name: "n".into(),
+            agent: "a".into(),
+            digest: String::new(),
+            model: None,
+            group: "default".into(),
+            nice: 0,
+            task: "t".into(),
+            mounts: Vec::new(),
+            hosts: Vec::new(),
+            yes: false,
+            quota: ResourceQuota::STANDARD,
+            seed: 1,
+            created_ms: 1,
+        }
+    }
+}
+
 /// The state letters of `ps` (CONTRACT §4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {

@@ -127,7 +127,7 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
     };
     if end.is_ok() {
         end = match started.answer {
-            Ok(lines) => follow(lines, &mut pid, &mut signals, &Judge { session: Some(session), yes }, out).await,
+            Ok(lines) => follow(lines, &mut pid, &mut signals, &Judge { session, yes }, out).await,
             Err(e) => Err(e.into()),
         };
     }
@@ -152,8 +152,8 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
 
 /// Who answers what hooks ask.
 struct Judge<'a> {
-    /// Where the answer goes; none in a test.
-    session: Option<&'a Session>,
+    /// Where the answer goes.
+    session: &'a Session,
     /// Whether it is yes to everything.
     yes: bool,
 }
@@ -175,8 +175,7 @@ impl Judge<'_> {
                 format!("`aok approve {id}` or `aok deny {id}`, then {}", crate::server::error::resume_hint(pid));
             return Err(ApiError::new(Code::NeedsApproval, message, hint).into());
         };
-        let Some(session) = self.session else { return Ok(()) };
-        let answered = session.act(Request::Decide { id, approved, always }).await?.answer;
+        let answered = self.session.act(Request::Decide { id, approved, always }).await?.answer;
         match answered {
             // Somebody else was faster.
             Err(e) if e.code == Code::Answered => Ok(()),
@@ -376,7 +375,8 @@ mod tests {
         let (mut out, stdout, _) = memory(json, None);
         let mut pid = None;
         let lines = stream::iter(vec![Ok(first), last]).boxed();
-        let judge = Judge { session: None, yes: false };
+        let session = Session::new(&Cli::try_parse_from(["aok", "--data", "/nowhere", "ps"]).unwrap().globals).unwrap();
+        let judge = Judge { session: &session, yes: false };
         let end = follow(lines, &mut pid, &mut Signals::listen().unwrap(), &judge, &mut out).await;
         (end, stdout.text(), pid)
     }

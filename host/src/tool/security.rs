@@ -240,8 +240,7 @@ mod tests {
 
     use super::*;
     use crate::abi::{Effect, ToolSpec};
-    use crate::process::Pid;
-    use crate::quota::{Limits, ResourceQuota};
+    use crate::quota::Limits;
     use crate::tool::{Invocation, Invoke, Report};
 
     const NEEDS: Needs = Needs { files: true, network: true, environment: true, wasi03: false };
@@ -377,21 +376,8 @@ mod tests {
 
     fn process(private: bool) -> ProcessSpec {
         ProcessSpec {
-            pid: Pid(1),
-            ppid: None,
-            name: "n".into(),
-            agent: "a".into(),
-            digest: String::new(),
-            model: None,
-            group: "default".into(),
-            nice: 0,
-            task: "t".into(),
             mounts: vec![Mount { host: PathBuf::from("/w"), guest: "w".into(), writable: true, private }],
-            hosts: Vec::new(),
-            yes: false,
-            quota: ResourceQuota::STANDARD,
-            seed: 1,
-            created_ms: 1,
+            ..ProcessSpec::sample(1)
         }
     }
 

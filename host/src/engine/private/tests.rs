@@ -18,27 +18,10 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder};
 
 use super::*;
 use crate::overlay::{Areas, Plan};
-use crate::process::{Mount, Pid, ProcessSpec};
-use crate::quota::ResourceQuota;
+use crate::process::{Mount, ProcessSpec};
 
 fn spec(mounts: Vec<Mount>) -> ProcessSpec {
-    ProcessSpec {
-        pid: Pid(1),
-        ppid: None,
-        name: "n".into(),
-        agent: "a".into(),
-        digest: String::new(),
-        model: None,
-        group: "default".into(),
-        nice: 0,
-        task: "t".into(),
-        mounts,
-        hosts: Vec::new(),
-        yes: false,
-        quota: ResourceQuota::STANDARD,
-        seed: 1,
-        created_ms: 1,
-    }
+    ProcessSpec { mounts, ..ProcessSpec::sample(1) }
 }
 
 fn mount(host: &Path) -> Mount {
