@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::capability::{Permissions, Side};
-use crate::quota::Limits;
+use crate::quota::{Limits, ResourceQuota};
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +44,87 @@ pub struct Config {
     pub limits: Limits,
     /// The run queue.
     pub scheduler: SchedulerConfig,
+    /// Groups of processes by name.
+    pub groups: BTreeMap<String, GroupConfig>,
     /// What plugins are granted, beside what `grants.toml` has.
     pub grants: BTreeMap<String, Permissions>,
+}
+
+/// `[groups.NAME]`: its share, and limits for all of its processes together.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupConfig {
+    /// Its share against other groups', 1 to 10 000. As `cpu.weight` of Linux' control groups.
+    pub weight: u32,
+    /// Fuel.
+    pub fuel: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// US dollars.
+    pub usd: f64,
+    /// Tool calls.
+    pub tool_calls: u64,
+    /// Bytes of agents' memory at once.
+    pub memory: u64,
+    /// Living processes at once.
+    pub children: u64,
+    /// Bytes written to the store.
+    pub store_bytes: u64,
+}
+
+impl Default for GroupConfig {
+    fn default() -> Self {
+        let all = ResourceQuota::GROUP;
+        Self {
+            weight: 100,
+            fuel: all.fuel,
+            tokens: all.tokens,
+            usd: all.micro_usd as f64 / 1e6,
+            tool_calls: all.tool_calls,
+            memory: all.memory,
+            children: all.children,
+            store_bytes: all.store_bytes,
+        }
+    }
+}
+
+impl GroupConfig {
+    /// Its limits.
+    #[must_use]
+    pub fn quota(&self) -> ResourceQuota {
+        ResourceQuota {
+            fuel: self.fuel,
+            tokens: self.tokens,
+            // Checked when the file was read: a positive number.
+            micro_usd: (self.usd * 1e6) as u64,
+            tool_calls: self.tool_calls,
+            memory: self.memory,
+            children: self.children,
+            store_bytes: self.store_bytes,
+            ..ResourceQuota::GROUP
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !(1..=10_000).contains(&self.weight) {
+            return Err(format!("`weight` is 1 to 10000, not {}", self.weight));
+        }
+        let q = self.quota();
+        for (key, value) in [
+            ("fuel", q.fuel),
+            ("tokens", q.tokens),
+            ("usd", q.micro_usd),
+            ("tool_calls", q.tool_calls),
+            ("memory", q.memory),
+            ("children", q.children),
+            ("store_bytes", q.store_bytes),
+        ] {
+            if value == 0 {
+                return Err(format!("`{key}` of 0 allows nothing: give a positive number"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `[storage]`.
@@ -262,6 +341,9 @@ impl Config {
             }
         }
         self.llm.check()?;
+        for (name, group) in &self.groups {
+            group.check().map_err(|why| format!("in `[groups.{name}]`, {why}"))?;
+        }
         for (name, permissions) in &self.grants {
             permissions.check(Side::Grant).map_err(|why| format!("in `[grants.{name}]`, {why}"))?;
         }

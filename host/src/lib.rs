@@ -52,6 +52,7 @@ pub mod overlay;
 pub mod storage;
 
 pub mod context;
+pub mod ipc;
 pub mod llm;
 pub mod tool;
 

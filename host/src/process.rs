@@ -52,7 +52,58 @@ impl Mount {
     }
 }
 
-/// Everything about a process that is fixed when it is spawned.
+/// Where the tree of a process that was spawned by another began: what its members have in common is kept under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// The process that a person started.
+    pub pid: Pid,
+    /// Its own `created_ms`.
+    pub created_ms: u64,
+    /// Its own `seed`.
+    pub seed: u64,
+}
+
+/// Where a process stood when `exec` made it another agent: its journal begins there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// The journal position of the `exec`.
+    pub seq: Seq,
+    /// The first page id that it may use.
+    pub page: u64,
+    /// Model requests made before.
+    pub requests: u64,
+    /// Fuel used before.
+    pub fuel: u64,
+    /// The agent's clock, Unix milliseconds.
+    pub clock_ms: u64,
+}
+
+/// What a spawn or an `exec` passes on to the agent, as text in a record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Input(pub Vec<u8>);
+
+impl Serialize for Input {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use base64::Engine as _;
+        serializer.serialize_str(&base64::engine::general_purpose::STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use base64::Engine as _;
+        let text = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
+        base64::engine::general_purpose::STANDARD.decode(&*text).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Input {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a process is. It is fixed when it is spawned, but for `nice`, `quota`, `ppid` and what `exec` changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// Its id.
@@ -73,6 +124,15 @@ pub struct ProcessSpec {
     pub nice: i8,
     /// What it was asked to do.
     pub task: String,
+    /// Bytes that it was given beside.
+    #[serde(default, skip_serializing_if = "Input::is_empty")]
+    pub input: Input,
+    /// Where its tree began; `None` for one that a person started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+    /// Where its journal begins; `None` for one that was never another agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
     /// The directories that its tools may see.
     pub mounts: Vec<Mount>,
     /// The hosts that its tools may reach; none in a record that an older aok wrote.
@@ -89,6 +149,14 @@ pub struct ProcessSpec {
     pub created_ms: u64,
 }
 
+impl ProcessSpec {
+    /// Where its tree began: it itself, if a person started it.
+    #[must_use]
+    pub fn root(&self) -> Root {
+        self.root.unwrap_or(Root { pid: self.pid, created_ms: self.created_ms, seed: self.seed })
+    }
+}
+
 #[cfg(test)]
 impl ProcessSpec {
     /// A process for tests, with nothing special about it.
@@ -103,6 +171,9 @@ impl ProcessSpec {
             group: "default".into(),
             nice: 0,
             task: "t".into(),
+            input: Input::default(),
+            root: None,
+            epoch: None,
             mounts: Vec::new(),
             hosts: Vec::new(),
             yes: false,
@@ -194,6 +265,78 @@ impl Exit {
     }
 }
 
+/// A signal to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Signal {
+    /// It is not run until CONT.
+    Stop,
+    /// It goes on.
+    Cont,
+    /// It is told to finish and is killed when the time for that is over.
+    Term,
+    /// It ends now.
+    Kill,
+}
+
+impl Signal {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Stop, Self::Cont, Self::Term, Self::Kill];
+
+    /// `STOP`, `CONT`, `TERM` or `KILL`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "STOP",
+            Self::Cont => "CONT",
+            Self::Term => "TERM",
+            Self::Kill => "KILL",
+        }
+    }
+
+    /// Its number on Linux, for exit codes of 128 + n.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Kill => 9,
+            Self::Term => 15,
+            Self::Cont => 18,
+            Self::Stop => 19,
+        }
+    }
+}
+
+/// A message between processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Its id, from the sender's PID and journal position: the same in a replay.
+    pub id: u64,
+    /// Who sent it.
+    pub sender: Pid,
+    /// What it is about.
+    pub topic: String,
+    /// What it says.
+    pub body: Input,
+    /// The message that it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<u64>,
+}
+
+impl Message {
+    /// The id of the message that `sender` sends at `seq`; `None` where the two have no room in one number.
+    #[must_use]
+    pub fn id(sender: Pid, seq: Seq) -> Option<u64> {
+        let (pid, seq) = (u32::try_from(sender.0).ok()?, u32::try_from(seq).ok()?);
+        Some(u64::from(pid) << 32 | u64::from(seq))
+    }
+
+    /// Who sent the message of an id.
+    #[must_use]
+    pub fn sender_of(id: u64) -> Pid {
+        Pid(id >> 32)
+    }
+}
+
 /// What a process has used, exact to its last committed syscall.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
@@ -215,6 +358,9 @@ pub struct Usage {
     pub tool_calls: u64,
     /// Bytes written to its log.
     pub log_bytes: u64,
+    /// Bytes that it had the store write, its log's included.
+    #[serde(default)]
+    pub store_bytes: u64,
     /// Microseconds that it has been alive under a kernel.
     pub wall_us: u64,
 }

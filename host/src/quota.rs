@@ -3,6 +3,10 @@
 //! There is no value that means "unlimited" and no limit without a number. Pure arithmetic; who
 //! enforces each is written beside it.
 
+mod account;
+
+pub use account::{Account, Exceeded, Reservation, Resource};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +102,7 @@ impl Default for Limits {
     }
 }
 
-/// What a process may use in its whole life.
+/// What a process may use in its whole life, with all that descend from it; or a group, with all of its processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResourceQuota {
     /// Fuel, its tools' included.
@@ -109,8 +113,34 @@ pub struct ResourceQuota {
     pub micro_usd: u64,
     /// Tool calls.
     pub tool_calls: u64,
-    /// Milliseconds alive.
+    /// Milliseconds alive. Each process has its own.
     pub wall_ms: u64,
+    /// Bytes of linear memory of the agents' instances at once.
+    #[serde(default = "standard::memory")]
+    pub memory: u64,
+    /// Living descendants at once.
+    #[serde(default = "standard::children")]
+    pub children: u64,
+    /// Bytes written to the store.
+    #[serde(default = "standard::store_bytes")]
+    pub store_bytes: u64,
+}
+
+/// For records that an older aok wrote.
+mod standard {
+    use super::ResourceQuota;
+
+    pub(super) fn memory() -> u64 {
+        ResourceQuota::STANDARD.memory
+    }
+
+    pub(super) fn children() -> u64 {
+        ResourceQuota::STANDARD.children
+    }
+
+    pub(super) fn store_bytes() -> u64 {
+        ResourceQuota::STANDARD.store_bytes
+    }
 }
 
 impl ResourceQuota {
@@ -121,6 +151,22 @@ impl ResourceQuota {
         micro_usd: 50_000_000,
         tool_calls: 100_000,
         wall_ms: 24 * 3_600_000,
+        memory: 1024 * MIB,
+        children: 256,
+        store_bytes: 4096 * MIB,
+    };
+
+    /// What a group gets unless `[groups.NAME]` says otherwise: far more than one machine does in a day, so that a
+    /// mistake ends somewhere.
+    pub const GROUP: Self = Self {
+        fuel: 1_000 * Self::STANDARD.fuel,
+        tokens: 1_000 * Self::STANDARD.tokens,
+        micro_usd: 1_000 * Self::STANDARD.micro_usd,
+        tool_calls: 1_000 * Self::STANDARD.tool_calls,
+        wall_ms: Self::STANDARD.wall_ms,
+        memory: 64 * Self::STANDARD.memory,
+        children: 200_000,
+        store_bytes: 1_000 * Self::STANDARD.store_bytes,
     };
 }
 

@@ -24,6 +24,8 @@ pub(super) struct AgentStore {
     table: ResourceTable,
     since_yield: u64,
     fuel_mark: u64,
+    /// Fuel that the process had used before, and what this instance was given.
+    fuel_given: (u64, u64),
 }
 
 impl WasiView for AgentStore {
@@ -55,8 +57,8 @@ impl AgentData for AgentStore {
         &self.caller
     }
 
-    fn fuel_quota(&self) -> u64 {
-        self.caller.spec().quota.fuel
+    fn fuel_given(&self) -> (u64, u64) {
+        self.fuel_given
     }
 }
 
@@ -85,6 +87,8 @@ pub enum Ended {
     Diverged(String),
     /// The store failed, or there was no room: it can be resumed.
     Suspended(String),
+    /// It becomes another agent.
+    Exec,
     /// No model answered: it can be resumed.
     Unanswered(Box<llm::Error>),
 }
@@ -117,13 +121,17 @@ impl AgentImage {
 
     /// Runs the process from its beginning; what its journal holds is replayed.
     pub async fn run(&self, caller: Caller, limits: Limits) -> Ended {
-        let fuel = caller.spec().quota.fuel;
+        let quota = caller.spec().quota;
+        let before = caller.spec().epoch.map_or(0, |epoch| epoch.fuel);
+        let fuel = quota.fuel.saturating_sub(before);
+        let limits = Limits { memory: limits.memory.min(quota.memory), ..limits };
         let data = AgentStore {
-            meter: Meter::new(Limits { fuel, wall_ms: caller.spec().quota.wall_ms, ..limits }),
+            meter: Meter::new(Limits { fuel, wall_ms: quota.wall_ms, ..limits }).on_account(caller.account()),
             wasi: wasi::agent(&caller),
             table: ResourceTable::new(),
             since_yield: 0,
             fuel_mark: fuel,
+            fuel_given: (before, fuel),
             caller: caller.clone(),
         };
         let mut store = Store::new(&self.engine.0.plain.wasm, data);
@@ -131,7 +139,7 @@ impl AgentImage {
             Ok(()) => self.call(&mut store).await,
             Err(e) => Err(e),
         };
-        caller.note_fuel(fuel.saturating_sub(store.get_fuel().unwrap_or(0)));
+        caller.note_fuel(before + fuel.saturating_sub(store.get_fuel().unwrap_or(0)));
         // A process that was told to stop has stopped, whatever its code made of it.
         if let Some(stop) = caller.stopping() {
             return stopped(stop.clone());
@@ -150,7 +158,8 @@ impl AgentImage {
     }
 
     async fn call(&self, store: &mut Store<AgentStore>) -> wasmtime::Result<Result<String, String>> {
-        let task = agent_entry::Task { text: store.data().caller.spec().task.clone(), input: Vec::new() };
+        let spec = store.data().caller.spec();
+        let task = agent_entry::Task { text: spec.task.clone(), input: spec.input.0.clone() };
         let instance = self.pre.instantiate_async(&mut *store).await?;
         instance.agent_os_agent_agent_entry().call_run(store, &task).await
     }
@@ -168,7 +177,9 @@ fn prepare(store: &mut Store<AgentStore>, fuel: u64, limits: &Limits) -> wasmtim
             return Err(stop.clone().into());
         }
         // Right to within one yield interval: exact figures are noted at host calls.
-        data.caller.note_fuel(data.fuel_quota().saturating_sub(store.get_fuel()?));
+        let (before, given) = data.fuel_given;
+        data.caller.note_fuel(before + given.saturating_sub(store.get_fuel()?));
+        data.caller.check_fuel()?;
         Ok(UpdateDeadline::Continue(1))
     });
     Ok(())
@@ -179,6 +190,7 @@ fn stopped(stop: Stop) -> Ended {
         Stop::OverQuota { limit, message } => Ended::Limit(limit, message),
         Stop::Diverged(why) => Ended::Diverged(why),
         Stop::Store(why) => Ended::Suspended(why),
+        Stop::Exec => Ended::Exec,
         Stop::Provider(error) => Ended::Unanswered(error),
     }
 }

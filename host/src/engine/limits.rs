@@ -1,9 +1,11 @@
 //! Enforces [`Limits`] inside a store, and says which one was hit.
 
+use std::sync::Arc;
+
 use wasmtime::{ResourceLimiter, Result, Trap};
 
 use crate::abi::Error as AbiError;
-use crate::quota::{Limits, MIB};
+use crate::quota::{Account, Limits, MIB, Reservation, Resource};
 use crate::syscall::Stop;
 
 /// A limit that a guest ran into, raised as a trap.
@@ -25,11 +27,18 @@ pub(crate) struct Meter {
     tables: u64,
     host_calls: u64,
     refused: Option<Hit>,
+    /// The memory that an account holds for it.
+    held: Option<Reservation>,
 }
 
 impl Meter {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, memory: 0, peak_memory: 0, tables: 0, host_calls: 0, refused: None }
+        Self { limits, memory: 0, peak_memory: 0, tables: 0, host_calls: 0, refused: None, held: None }
+    }
+
+    /// Has its memory counted against an account too.
+    pub(crate) fn on_account(self, account: &Arc<Account>) -> Self {
+        Self { held: Some(account.hold(Resource::Memory)), ..self }
     }
 
     /// Begins another call of the same instance: what it holds goes on counting, what it does begins anew.
@@ -72,6 +81,9 @@ impl ResourceLimiter for Meter {
             let message =
                 format!("it needs {} MiB, its `memory` limit is {} MiB", sum.div_ceil(MIB), self.limits.memory / MIB);
             return Err(self.refuse("memory", message));
+        }
+        if let Some(Err(e)) = self.held.as_mut().map(|held| held.resize(sum)) {
+            return Err(self.refuse("memory", e.to_string()));
         }
         self.memory = sum;
         self.peak_memory = self.peak_memory.max(sum);

@@ -52,7 +52,7 @@ fn when(point: Hook) -> &'static str {
         }
         Hook::AfterPageIn => "Such a page was read. Matchers: the page's kind.",
         Hook::BeforeCheckpoint | Hook::AfterCheckpoint => "Around a checkpoint.",
-        Hook::OnMessage => "A process gets a message.",
+        Hook::OnMessage => "A process sends a message; refused, it is not sent.",
         Hook::OnQuotaExceeded => "A limit or a quota ends a process. Matchers: the limit.",
         Hook::OnApproval => "A person is asked, or has decided. Matchers: what it is about, a tool for example.",
         Hook::OnSignal => "Somebody ends or stops a process. Matchers: the signal.",

@@ -36,7 +36,7 @@ pub enum Hook {
     BeforeCheckpoint,
     /// It was taken.
     AfterCheckpoint,
-    /// A process gets a message.
+    /// A process sends a message.
     OnMessage,
     /// A limit or a quota ended something.
     OnQuotaExceeded,
@@ -138,7 +138,7 @@ impl Hook {
     /// Whether this kernel has what the point is about. At the others nothing ever happens.
     #[must_use]
     pub fn is_active(self) -> bool {
-        !matches!(self, Self::BeforeCheckpoint | Self::AfterCheckpoint | Self::OnMessage)
+        !matches!(self, Self::BeforeCheckpoint | Self::AfterCheckpoint)
     }
 
     /// What hooks can do there.
@@ -151,7 +151,8 @@ impl Hook {
             | Self::BeforeToolCall
             | Self::BeforePageOut
             | Self::BeforePageIn
-            | Self::BeforeCheckpoint => Power::Gate,
+            | Self::BeforeCheckpoint
+            | Self::OnMessage => Power::Gate,
             Self::AfterLlmCall | Self::AfterToolCall => Power::Filter,
             _ => Power::Observe,
         }

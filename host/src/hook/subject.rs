@@ -197,6 +197,22 @@ pub struct Page {
     pub tokens: u32,
 }
 
+/// A message that a process sends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sent {
+    /// The receiver's PID; null for all that subscribe to the topic. A rewrite leaves it as it is.
+    pub to: Option<u64>,
+    /// What it is about.
+    pub topic: String,
+    /// What it says; null where that is no text, which a rewrite leaves as it is.
+    pub text: Option<String>,
+    /// Bytes of what it says. What a rewrite says of it counts for nothing.
+    pub bytes: u64,
+    /// The message that it answers. A rewrite leaves it as it is.
+    pub reply_to: Option<u64>,
+}
+
 /// A limit or quota that ended something.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -229,7 +245,7 @@ pub struct Approval {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Signal {
-    /// `KILL` or `STOP`.
+    /// `STOP`, `CONT`, `TERM` or `KILL`.
     pub signal: String,
     /// Why.
     pub reason: String,
@@ -338,6 +354,7 @@ fn of_point(point: Hook) -> Value {
         Hook::BeforeToolCall => derived::<ToolCalled>(),
         Hook::AfterToolCall => derived::<ToolDone>(),
         Hook::BeforePageOut | Hook::AfterPageOut | Hook::BeforePageIn | Hook::AfterPageIn => derived::<Page>(),
+        Hook::OnMessage => derived::<Sent>(),
         Hook::OnQuotaExceeded => derived::<QuotaExceeded>(),
         Hook::OnApproval => derived::<Approval>(),
         Hook::OnSignal => derived::<Signal>(),
@@ -347,7 +364,7 @@ fn of_point(point: Hook) -> Value {
         Hook::OnPluginUnload => derived::<PluginGone>(),
         Hook::OnKernelStart | Hook::OnKernelStop => derived::<KernelLife>(),
         // What they will be about is not there yet.
-        Hook::BeforeCheckpoint | Hook::AfterCheckpoint | Hook::OnMessage => return Value::Bool(false),
+        Hook::BeforeCheckpoint | Hook::AfterCheckpoint => return Value::Bool(false),
     };
     if point.power() == super::Power::Gate {
         let decision = derived::<Decision>();

@@ -1,18 +1,21 @@
 //! Puts a kernel together, lowest part first.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::books::Books;
 use super::lock::Lock;
-use super::{Error, Inner, Kernel, Owner};
+use super::tree::Tree;
+use super::{Error, Inner, Kernel, Owner, peers};
 use crate::audit::{Chain, Head};
 use crate::config::Config;
 use crate::grants::{self, Grants};
 use crate::hook::{Hook, HookChain};
+use crate::ipc::Ipc;
 use crate::llm::Models;
 use crate::llm::local::Places;
 use crate::metrics::Metrics;
@@ -21,8 +24,8 @@ use crate::plugin;
 use crate::process::{Exit, Pid};
 use crate::registry::{Loader, Notice, Registry, Served};
 use crate::scheduler::{RoundRobin, Scheduler, Settings};
-use crate::storage::{Batch, Change, Store};
-use crate::syscall::{Approvals, Services, now_ms};
+use crate::storage::{ProcessRow, Store};
+use crate::syscall::{Approvals, Services};
 use crate::tool::{Secrets, ToolExecutor, ToolSecurity};
 
 /// Intervals of fuel in one slice.
@@ -64,11 +67,16 @@ impl Builder {
         let lock = Lock::take(&self.data)?;
         let store = Store::open(&self.store_url(), self.config.storage.durability).await?;
         let heads = store.audit_heads().await?;
+        let rows = store.processes().await?;
         let owner = Owner {
             scheduler: self.scheduler()?,
             live: Mutex::default(),
             settling: Mutex::default(),
+            resuming: Mutex::default(),
+            tree: Tree::default(),
+            books: Books::read(&rows, self.config.groups.clone()),
             connections: super::client::Connections::default(),
+            closing: AtomicBool::new(false),
             next_pid: AtomicU64::new(store.last_pid().await? + 1),
             chain: tokio::sync::Mutex::new(Chain::resume(Pid::KERNEL, head_of(&heads, Pid::KERNEL))),
             lock: Mutex::new(Some(lock)),
@@ -79,7 +87,7 @@ impl Builder {
         let (kernel, notices) = self.assemble(store, grants, Some(owner));
         kernel.0.services.approvals.resume().await?;
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
-        kernel.bury_clients(&heads).await?;
+        kernel.bury_clients(&rows).await?;
         kernel.follow_plugins(dirs, notices).await;
         kernel.tell_of_itself(Hook::OnKernelStart).await;
         Ok(kernel)
@@ -114,6 +122,8 @@ impl Builder {
             executor: ToolExecutor::new(store.clone()),
             models,
             metrics: Metrics::new(Instant::now()),
+            ipc: Ipc::new(store.clone()),
+            kernel: OnceLock::new(),
             store,
         };
         let loader = Arc::new(Loader::new(Some(self.data.join("cache")), self.config.plugins.wasi03));
@@ -125,7 +135,11 @@ impl Builder {
         };
         let (registry, notices) = Registry::new(loader, self.config.limits, served);
         let (services, started) = (Arc::new(services), Instant::now());
-        (Kernel(Arc::new(Inner { setup: self, services, registry, grants, owner, started })), notices)
+        let household = OnceLock::new();
+        let inner = Arc::new(Inner { setup: self, services, registry, grants, owner, household, started });
+        // Once, since it was just made.
+        let _ = inner.services.kernel.set(peers::household(&inner));
+        (Kernel(inner), notices)
     }
 
     /// The models that can be named, with the keys that are in the environment now.
@@ -160,17 +174,9 @@ impl Builder {
 impl Kernel {
     /// Ends the client processes that a killed kernel left behind: their caller is gone, so nobody
     /// will resume them.
-    async fn bury_clients(&self, heads: &[(Pid, Head)]) -> Result<(), Error> {
-        let store = &self.0.services.store;
-        for row in store.processes().await? {
-            let pid = row.spec.pid;
-            if row.exit.is_some() || row.spec.agent != crate::syscall::CLIENT {
-                continue;
-            }
-            let mut chain = Chain::resume(pid, head_of(heads, pid));
-            let audit = chain.append(now_ms(), "exit", "", "killed", "kernel");
-            let exit = Exit::Killed("its kernel was stopped while it served a client".to_owned());
-            store.commit(Batch { pid, changes: vec![Change::Exit(exit), Change::Audit(audit)] }).await?;
+    async fn bury_clients(&self, rows: &[ProcessRow]) -> Result<(), Error> {
+        for row in rows.iter().filter(|row| row.exit.is_none() && row.spec.agent == crate::syscall::CLIENT) {
+            self.bury(row, Exit::Killed("its kernel was stopped while it served a client".to_owned())).await?;
         }
         Ok(())
     }

@@ -9,14 +9,14 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::info::{CallReport, ToolInfo};
-use super::life::{Born, set_aside};
+use super::life::{Born, set_aside, user};
 use super::query::tool_info;
 use super::{End, Error, Kernel, Live, Process, lock};
 use crate::abi::{Errno, ToolCall};
 use crate::audit::Chain;
 use crate::capability::{Needs, Rights};
 use crate::context::PageManager;
-use crate::process::{Exit, Pid, ProcessSpec, Usage};
+use crate::process::{Exit, Input, Pid, ProcessSpec, Usage};
 use crate::quota::ResourceQuota;
 use crate::storage::{Batch, Change};
 use crate::syscall::{Answer, CLIENT, Caller, Life, Outcome, Stop, Syscall, now_ms};
@@ -174,9 +174,12 @@ fn client_spec(pid: Pid, name: String, rights: Rights) -> ProcessSpec {
         agent: CLIENT.to_owned(),
         digest: String::new(),
         model: None,
-        group: "default".to_owned(),
+        group: user(),
         nice: 0,
         task: name,
+        input: Input::default(),
+        root: None,
+        epoch: None,
         mounts: rights.mounts,
         hosts: rights.hosts,
         yes: false,
@@ -280,6 +283,7 @@ impl Kernel {
         let audit = chain.append(spec.created_ms, "spawn", CLIENT, "allow", "policy");
         let changes = vec![Change::Spawn(Box::new(spec.clone())), Change::Audit(audit)];
         self.0.services.store.enqueue(Batch { pid, changes }).await?;
+        let account = self.owner()?.books.account(&spec, None);
         let life = Life {
             spec,
             pages: PageManager::new(pid, CLIENT_WINDOW),
@@ -287,6 +291,8 @@ impl Kernel {
             usage: Usage::default(),
             chain,
             journal: Vec::new(),
+            account,
+            lease: None,
         };
         let Born { process, .. } = self.adopt(life);
         Ok(process)

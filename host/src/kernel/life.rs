@@ -1,6 +1,6 @@
 //! A process's life: spawned, resumed, run, ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,11 +17,12 @@ use crate::context::tokens::Counter;
 use crate::context::{NewPage, PageManager};
 use crate::engine::{AgentImage, Ended};
 use crate::hook::Hook;
-use crate::hook::subject::{self, Signal, Spawned};
-use crate::process::{Event, EventKind, Exit, Mount, Pid, ProcessSpec, ProcessState, Usage};
-use crate::quota::Limits;
+use crate::hook::subject;
+use crate::process::{Event, EventKind, Exit, Input, Mount, Pid, ProcessSpec, ProcessState, Signal, Usage};
+use crate::quota::{Account, Limits, Reservation, Resource};
 use crate::registry::Agent;
-use crate::storage::{Batch, Change, PageKind};
+use crate::scheduler;
+use crate::storage::{Batch, Change, PageKind, ProcessRow};
 use crate::syscall::{CLIENT, Caller, Life, now_ms};
 
 /// Pages that a spawn makes: system, tools, task.
@@ -41,8 +42,19 @@ impl Kernel {
     /// # Errors
     /// Unknown agent or model, arguments out of range, a hook's refusal, a failing store.
     pub async fn spawn(&self, request: SpawnRequest) -> Result<(Pid, UnboundedReceiver<Event>), Error> {
+        let Prepared { pid, changes, life, image } = self.prepare(request, Input::default(), None).await?;
+        self.0.services.store.commit(Batch { pid, changes }).await?;
+        Ok((pid, self.begin(life, image)?))
+    }
+
+    /// Makes a process ready: all but writing it down and running it.
+    pub(super) async fn prepare(
+        &self,
+        mut request: SpawnRequest,
+        input: Input,
+        spawner: Option<(&Caller, Reservation)>,
+    ) -> Result<Prepared, Error> {
         let owner = self.owner()?;
-        let mut request = request;
         if request.agent.is_empty() {
             request.agent = "assistant".to_owned();
         }
@@ -55,16 +67,20 @@ impl Kernel {
         let image =
             agent.image().await.map_err(|f| Error::Engine(format!("the agent `{}`: {}", agent.name, f.message)))?;
         let pid = Pid(owner.next_pid.fetch_add(1, Ordering::Relaxed));
+        let (parent, lease) = spawner.unzip();
         let spec = ProcessSpec {
             pid,
-            ppid: None,
+            ppid: parent.map(|parent| parent.spec().pid),
             name: request.name.unwrap_or_else(|| agent.name.clone()),
             agent: agent.name.clone(),
             digest: image.digest().to_owned(),
             model: Some(model.name),
-            group: request.group.unwrap_or_else(|| "default".to_owned()),
+            group: request.group.unwrap_or_else(user),
             nice: request.nice,
             task: request.task,
+            input,
+            root: parent.map(|parent| parent.spec().root()),
+            epoch: None,
             mounts: request.mounts,
             hosts: request.hosts,
             yes: request.yes,
@@ -77,23 +93,22 @@ impl Kernel {
         pages.set_model(counter, window);
         let mut changes = vec![Change::Spawn(Box::new(spec.clone()))];
         changes.extend(self.head_pages(&spec, &mut pages)?);
-        changes.push(Change::Audit(chain.append(spec.created_ms, "spawn", &spec.agent, "allow", "policy")));
-        services.store.commit(Batch { pid, changes }).await?;
-        let life =
-            Life { spec, pages, first_page: HEAD_PAGES + 1, usage: Usage::default(), chain, journal: Vec::new() };
+        let by = parent.map_or_else(|| "policy".to_owned(), |parent| format!("process {}", parent.spec().pid));
+        changes.push(Change::Audit(chain.append(spec.created_ms, "spawn", &spec.agent, "allow", by)));
+        let account = owner.books.account(&spec, parent.map(|parent| Arc::clone(parent.account())));
+        let (usage, journal) = (Usage::default(), Vec::new());
+        let life = Life { spec, pages, first_page: HEAD_PAGES + 1, usage, chain, journal, account, lease };
+        Ok(Prepared { pid, changes, life, image })
+    }
+
+    /// Runs a process that is written down.
+    pub(super) fn begin(&self, life: Life, image: Arc<AgentImage>) -> Result<UnboundedReceiver<Event>, Error> {
         let Born { process, events } = self.adopt(life);
-        let (caller, spec) = (&process.caller, process.caller.spec());
-        caller.emit(
-            0,
-            EventKind::Spawned { agent: spec.agent.clone(), model: spec.model.clone(), task: spec.task.clone() },
-        );
-        let spawned = || {
-            let (name, task, model) = (spec.name.clone(), spec.task.clone(), spec.model.clone());
-            json!(Spawned { name, task, model, group: spec.group.clone(), nice: spec.nice })
-        };
-        caller.tell_hooks(Hook::AfterAgentSpawn, spec.agent.clone(), spawned).await;
-        self.run_agent(&process, image)?;
-        Ok((pid, events))
+        let spec = process.caller.spec();
+        let (agent, model, task) = (spec.agent.clone(), spec.model.clone(), spec.task.clone());
+        process.caller.emit(0, EventKind::Spawned { agent, model, task });
+        self.run_agent(&process, image, true)?;
+        Ok(events)
     }
 
     /// Continues an unfinished process from its journal.
@@ -102,42 +117,130 @@ impl Kernel {
     /// [`Error::UnknownProcess`]; [`Error::State`] if it has ended, runs already, or its agent is
     /// another component now.
     pub async fn resume(&self, pid: Pid) -> Result<UnboundedReceiver<Event>, Error> {
-        self.owner()?;
+        let events = self.resume_one(pid).await?;
+        // What it spawned goes on with it.
+        let rows = self.0.services.store.processes().await?;
+        let mut tree = BTreeSet::from([pid]);
+        for row in &rows {
+            if row.spec.ppid.is_some_and(|ppid| tree.contains(&ppid)) && row.exit.is_none() {
+                tree.insert(row.spec.pid);
+                if let Err(e) = self.resume_one(row.spec.pid).await {
+                    tracing::warn!(pid = row.spec.pid.0, "it was not resumed with process {pid}: {e}");
+                }
+            }
+        }
+        Ok(events)
+    }
+
+    /// Resumes every process that is unfinished and was not stopped by a signal; how many they are.
+    ///
+    /// # Errors
+    /// A failing store. A process that cannot be resumed is a warning.
+    pub async fn resume_all(&self) -> Result<usize, Error> {
+        let mut resumed = 0;
+        for row in self.0.services.store.processes().await? {
+            let left = row.exit.is_none() && row.spec.agent != CLIENT && self.live(row.spec.pid).is_none();
+            if !left || row.waiting_on.as_deref() == Some(super::signal::STOPPED) {
+                continue;
+            }
+            match self.resume_one(row.spec.pid).await {
+                Ok(_) => resumed += 1,
+                Err(e) => tracing::warn!(pid = row.spec.pid.0, "it is not resumed: {e}"),
+            }
+        }
+        Ok(resumed)
+    }
+
+    /// [`Self::resume`] without its children.
+    pub(super) async fn resume_one(&self, pid: Pid) -> Result<UnboundedReceiver<Event>, Error> {
+        let owner = self.owner()?;
+        let refuse = |why: String| Err(Error::State { pid, why });
+        if !lock(&owner.resuming).insert(pid) {
+            return refuse("is being resumed at this moment: try again".to_owned());
+        }
+        let _resuming = Resuming { kernel: self, pid };
         let store = &self.0.services.store;
         let row = store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
-        let refuse = |why: String| Err(Error::State { pid, why });
         if let Some(exit) = &row.exit {
             return refuse(format!("has ended ({}): there is nothing to resume", exit.status()));
         }
-        if self.live(pid).is_some_and(|l| l.process.end.borrow().is_none()) {
+        let known = self.live(pid);
+        if known.as_ref().is_some_and(|l| l.process.end.borrow().is_none()) {
             return refuse("is running: follow it with `aok logs`".to_owned());
         }
         if row.spec.agent == CLIENT {
             return refuse("made the tool calls of a client outside: make the call again".to_owned());
         }
-        let agent = self.find_agent(&row.spec.agent).await?;
-        if agent.digest != row.spec.digest {
-            return refuse(format!(
-                "was spawned with another version of the agent `{}` ({}, now {}): put that component back to resume it",
-                agent.name, row.spec.digest, agent.digest
-            ));
-        }
-        let image =
-            agent.image().await.map_err(|f| Error::Engine(format!("the agent `{}`: {}", agent.name, f.message)))?;
-        let model = self.0.services.models.resolve(row.spec.model.as_deref())?;
+        let image = self.same_image(&row.spec).await?;
         store.forgive(pid);
+        let (account, lease) = match known {
+            // This kernel's own books know it.
+            Some(live) => (Arc::clone(live.process.caller.account()), live.process.caller.leave().1),
+            None => {
+                let spawner = row.spec.ppid.and_then(|ppid| self.live(ppid));
+                let spawner = spawner.map(|l| Arc::clone(l.process.caller.account()));
+                // It lives already: the limit is for those that would come.
+                let lease = spawner.as_ref().and_then(|account| account.reserve(Resource::Children, 1).ok());
+                (owner.books.account(&row.spec, spawner), lease)
+            }
+        };
+        let head = head_of(&store.audit_heads().await?, pid);
+        let life = self.life_of(row, Chain::resume(pid, head), account, lease).await?;
+        let Born { process, events } = self.adopt(life);
+        self.audit("resume", &pid.to_string(), "allow", "kernel").await?;
+        process.caller.emit(0, EventKind::State { state: ProcessState::Runnable });
+        self.run_agent(&process, image, false)?;
+        Ok(events)
+    }
+
+    /// The image that a process was spawned with.
+    async fn same_image(&self, spec: &ProcessSpec) -> Result<Arc<AgentImage>, Error> {
+        let agent = self.find_agent(&spec.agent).await?;
+        if agent.digest != spec.digest {
+            let why = format!(
+                "was spawned with another version of the agent `{}` ({}, now {}): put that component back to resume it",
+                agent.name, spec.digest, agent.digest
+            );
+            return Err(Error::State { pid: spec.pid, why });
+        }
+        agent.image().await.map_err(|f| Error::Engine(format!("the agent `{}`: {}", agent.name, f.message)))
+    }
+
+    /// What the store knows of a process, for another life of it.
+    async fn life_of(
+        &self,
+        row: ProcessRow,
+        chain: Chain,
+        account: Arc<Account>,
+        lease: Option<Reservation>,
+    ) -> Result<Life, Error> {
+        let (pid, store) = (row.spec.pid, &self.0.services.store);
+        let model = self.0.services.models.resolve(row.spec.model.as_deref())?;
         let journal = store.journal(pid).await?;
         let (counter, window) = (counter(&model.name), model.provider.window(&model.model));
         let mut pages = PageManager::restore(pid, window, store.pages(pid).await?);
         pages.set_model(counter, window);
-        let head = head_of(&store.audit_heads().await?, pid);
-        let chain = Chain::resume(pid, head);
-        let life = Life { spec: row.spec, pages, first_page: HEAD_PAGES + 1, usage: row.usage, chain, journal };
-        let Born { process, events } = self.adopt(life);
-        self.audit("resume", &pid.to_string(), "allow", "kernel").await?;
-        process.caller.emit(0, EventKind::State { state: ProcessState::Runnable });
-        self.run_agent(&process, image)?;
-        Ok(events)
+        let (spec, usage) = (row.spec, row.usage);
+        Ok(Life { spec, pages, first_page: HEAD_PAGES + 1, usage, chain, journal, account, lease })
+    }
+
+    /// A process as the agent that it became by `exec`.
+    async fn reborn(&self, old: &Process) -> Result<(Process, Arc<AgentImage>), Error> {
+        let (owner, store, pid) = (self.owner()?, &self.0.services.store, old.caller.spec().pid);
+        store.sync(pid).await?;
+        let row = store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
+        let row = ProcessRow { usage: old.caller.usage(), ..row };
+        let image = self.same_image(&row.spec).await?;
+        let chain = old.caller.with_chain(|chain| chain.clone()).await;
+        let (watchers, lease) = old.caller.leave();
+        let life = self.life_of(row, chain, Arc::clone(old.caller.account()), lease).await?;
+        let caller = Caller::new(Arc::clone(&self.0.services), life);
+        watchers.into_iter().for_each(|to| caller.subscribe(to));
+        let process = Process { caller, end: Arc::clone(&old.end) };
+        if let Some(live) = lock(&owner.live).get_mut(&pid) {
+            live.process = process.clone();
+        }
+        Ok((process, image))
     }
 
     /// Waits for the end of a process.
@@ -150,10 +253,18 @@ impl Kernel {
             return row.exit.ok_or_else(|| Error::State { pid, why: "is not running: resume it first".to_owned() });
         };
         let mut end = live.process.end.subscribe();
-        // A task that is dropped by a shutdown ends without saying so.
-        tokio::select! {
-            _ = end.wait_for(Option::is_some) => {}
-            _ = live.task.done() => {}
+        let over = tokio::select! {
+            _ = end.wait_for(Option::is_some) => None,
+            over = live.task.done() => Some(over),
+        };
+        let is_closing = || self.0.owner.as_ref().is_none_or(|owner| owner.closing.load(Ordering::SeqCst));
+        match over {
+            // Whoever killed it writes its end. A shutdown does not.
+            Some(scheduler::End::Dropped) if !is_closing() => drop(end.wait_for(Option::is_some).await),
+            Some(scheduler::End::Panicked(why)) => {
+                return Err(Error::Suspended { pid, why: format!("the kernel failed: {why}") });
+            }
+            _ => {}
         }
         let end = live.process.end.borrow().clone();
         match end {
@@ -164,50 +275,31 @@ impl Kernel {
         }
     }
 
-    /// Ends a process; returns when its exit is durable.
+    /// Ends a process; returns when its exit is durable. One that no kernel runs is ended where it stands.
     ///
     /// # Errors
     /// [`Error::UnknownProcess`]; [`Error::State`] if it has ended; a failing store.
     pub async fn kill(&self, pid: Pid, reason: &str) -> Result<(), Error> {
         self.owner()?;
         let Some(live) = self.live(pid) else {
-            let row = self.0.services.store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
-            let why = if row.exit.is_some() { "has ended" } else { "is not running: resume it first" };
-            return Err(Error::State { pid, why: why.to_owned() });
+            return self.signal_dormant(pid, Signal::Kill, reason).await;
         };
-        signal(&live, "KILL", reason).await;
+        self.tell_signal(&live, Signal::Kill, reason).await;
         live.task.kill().await;
-        if live.process.end.borrow().is_some() {
+        if matches!(*live.process.end.borrow(), Some(End::Exit(_))) {
             return Err(Error::State { pid, why: "has ended".to_owned() });
         }
-        match self.conclude(&live.process, Exit::Killed(reason.to_owned())).await {
+        // Whatever process it became meanwhile.
+        let process = self.live(pid).map_or(live.process, |live| live.process);
+        self.0.services.store.forgive(pid);
+        match self.conclude(&process, Exit::Killed(reason.to_owned())).await {
             End::Exit(_) => Ok(()),
             End::Suspended(why) => Err(Error::Suspended { pid, why }),
             End::Unanswered(source) => Err(Error::Unanswered { pid, source }),
         }
     }
 
-    /// Stops a process where it is: no exit is written, its events end without one, and it can be
-    /// resumed. Returns when everything that it did is durable.
-    ///
-    /// # Errors
-    /// [`Error::UnknownProcess`]; [`Error::State`] if it does not run; a failing store.
-    pub async fn suspend(&self, pid: Pid) -> Result<(), Error> {
-        self.owner()?;
-        let Some(live) = self.live(pid).filter(|l| l.process.end.borrow().is_none()) else {
-            self.0.services.store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
-            return Err(Error::State { pid, why: "is not running".to_owned() });
-        };
-        signal(&live, "STOP", "").await;
-        live.task.kill().await;
-        // It may have come to its end on the way.
-        if live.process.end.borrow().is_none() {
-            set_aside(&live.process, End::Suspended("it was stopped by its user".to_owned()));
-        }
-        Ok(self.0.services.store.sync(pid).await?)
-    }
-
-    async fn find_agent(&self, name: &str) -> Result<Agent, Error> {
+    pub(super) async fn find_agent(&self, name: &str) -> Result<Agent, Error> {
         self.0.registry.ready_for(name).await;
         self.0.registry.agent(name).ok_or_else(|| Error::UnknownAgent {
             name: name.to_owned(),
@@ -257,24 +349,24 @@ impl Kernel {
         Born { process: Process { caller, end: Arc::new(watch::Sender::new(None)) }, events }
     }
 
-    fn run_agent(&self, process: &Process, image: Arc<AgentImage>) -> Result<(), Error> {
+    fn run_agent(&self, process: &Process, image: Arc<AgentImage>, is_new: bool) -> Result<(), Error> {
         let (kernel, own) = (self.clone(), process.clone());
         self.start(process, async move {
-            let caller = &own.caller;
-            let wall = Duration::from_millis(caller.spec().quota.wall_ms)
-                .saturating_sub(Duration::from_micros(caller.usage().wall_us));
-            let ended = match tokio::time::timeout(wall, image.run(caller.clone(), Limits::AGENT)).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    let allowed = caller.spec().quota.wall_ms;
-                    Ended::Limit(
-                        "wall".to_owned(),
-                        format!("it ran longer than its {allowed} ms; allow more with --timeout"),
-                    )
+            if is_new {
+                own.caller.tell_spawned().await;
+            }
+            let (mut own, mut image) = (own, image);
+            let ended = loop {
+                match run_once(&own.caller, &image).await {
+                    Ended::Exec => match Box::pin(kernel.reborn(&own)).await {
+                        Ok(new) => (own, image) = new,
+                        Err(e) => break Ended::Suspended(e.to_string()),
+                    },
+                    ended => break ended,
                 }
             };
             if let Ended::Limit(limit, message) = &ended {
-                caller.tell_quota(limit, message).await;
+                own.caller.tell_quota(limit, message).await;
             }
             match exit_of(ended) {
                 End::Exit(exit) => drop(kernel.conclude(&own, exit).await),
@@ -289,13 +381,32 @@ impl Kernel {
         let pid = process.caller.spec().pid;
         // Held over both, so that whoever sees the process end also finds it in the table.
         let mut live = lock(&owner.live);
-        if lock(&owner.settling).contains(&pid) {
+        if lock(&owner.settling).contains(&process.caller.spec().root().pid) {
             let why = "has its private copies applied or discarded at this moment: try again".to_owned();
             return Err(Error::State { pid, why });
         }
         let task = owner.scheduler.add(pid, run);
+        owner.tree.add(pid, process.caller.spec().ppid);
         live.insert(pid, Live { process: process.clone(), task });
         Ok(())
+    }
+
+    /// Gives the children that a process leaves behind to its spawner.
+    async fn give_orphans(&self, pid: Pid) {
+        let Some(owner) = &self.0.owner else { return };
+        let (orphans, heir) = owner.tree.remove(pid);
+        for orphan in orphans {
+            let store = &self.0.services.store;
+            let given = async {
+                store.sync_all().await;
+                let Some(row) = store.process(orphan).await? else { return Ok(()) };
+                let spec = ProcessSpec { ppid: heir, ..row.spec };
+                store.enqueue(Batch { pid: orphan, changes: vec![Change::Respec(Box::new(spec))] }).await
+            };
+            if let Err(e) = given.await {
+                tracing::warn!(pid = orphan.0, "its record still names process {pid}, which has ended: {e}");
+            }
+        }
     }
 
     /// Makes an exit durable, then tells everybody. Only the first exit of a process counts.
@@ -311,12 +422,22 @@ impl Kernel {
                 (audit, head)
             })
             .await;
-        let changes = vec![Change::Usage(usage), Change::Exit(exit.clone()), Change::Audit(audit)];
+        let (mut changes, locks) = match self.last_changes(pid).await {
+            Ok(last) => last,
+            Err(e) => {
+                let why = e.to_string();
+                set_aside(process, End::Suspended(why.clone()));
+                return End::Suspended(why);
+            }
+        };
+        changes.extend([Change::Usage(usage), Change::Exit(exit.clone()), Change::Audit(audit)]);
         if let Err(e) = self.0.services.store.commit(Batch { pid, changes }).await {
             let why = e.chain();
             set_aside(process, End::Suspended(why.clone()));
             return End::Suspended(why);
         }
+        locks.iter().for_each(|lock| self.0.services.ipc.locks.give(lock, pid));
+        self.give_orphans(pid).await;
         // The head of each ended chain stands in the kernel's chain too: a chain that is cut or made
         // anew later does not fit it.
         if let Err(e) = self.audit("exit", &head, exit.status(), "kernel").await {
@@ -341,10 +462,40 @@ impl Kernel {
     }
 }
 
-/// Tells the hooks that somebody ends or stops a process.
-async fn signal(live: &Live, signal: &str, reason: &str) {
-    let subject = || json!(Signal { signal: signal.to_owned(), reason: reason.to_owned() });
-    live.process.caller.tell_hooks(Hook::OnSignal, signal.to_owned(), subject).await;
+/// Runs an agent from its beginning to its end, or to its time's.
+async fn run_once(caller: &Caller, image: &AgentImage) -> Ended {
+    let wall = Duration::from_millis(caller.spec().quota.wall_ms)
+        .saturating_sub(Duration::from_micros(caller.usage().wall_us));
+    match tokio::time::timeout(wall, image.run(caller.clone(), Limits::AGENT)).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            let allowed = caller.spec().quota.wall_ms;
+            Ended::Limit("wall".to_owned(), format!("it ran longer than its {allowed} ms; allow more with --timeout"))
+        }
+    }
+}
+
+/// A process that is about to be resumed, by one only.
+struct Resuming<'a> {
+    kernel: &'a Kernel,
+    pid: Pid,
+}
+
+impl Drop for Resuming<'_> {
+    fn drop(&mut self) {
+        if let Some(owner) = &self.kernel.0.owner {
+            lock(&owner.resuming).remove(&self.pid);
+        }
+    }
+}
+
+/// The group of a process that was given none: whoever runs the kernel.
+pub(super) fn user() -> String {
+    ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok())
+        .filter(|name| !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control))
+        .unwrap_or_else(|| "default".to_owned())
 }
 
 /// Notes that a process left the run queue without an end, and ends its events.
@@ -361,6 +512,14 @@ pub(super) fn set_aside(process: &Process, end: End) {
     process.caller.close();
 }
 
+/// A process that is ready: what makes it durable, and what runs it then.
+pub(super) struct Prepared {
+    pub(super) pid: Pid,
+    pub(super) changes: Vec<Change>,
+    pub(super) life: Life,
+    pub(super) image: Arc<AgentImage>,
+}
+
 /// A process that was just put together.
 pub(super) struct Born {
     pub(super) process: Process,
@@ -375,6 +534,8 @@ fn exit_of(ended: Ended) -> End {
         Ended::Trapped(why) => Exit::Failure(format!("the agent broke: {why}")),
         Ended::Diverged(why) => Exit::Failure(why),
         Ended::Suspended(why) => return End::Suspended(why),
+        // Whoever runs it makes it that first.
+        Ended::Exec => return End::Suspended("it is another agent now".to_owned()),
         Ended::Unanswered(error) => return End::Unanswered(error),
     })
 }
@@ -386,17 +547,21 @@ fn counter(model: &str) -> Counter {
     counter
 }
 
+/// Checks what a process is to do.
+pub(super) fn check_task(task: &str) -> Result<(), Error> {
+    if task.trim().is_empty() {
+        return Err(Error::Invalid("the task is empty: say what is to be done".to_owned()));
+    }
+    if task.len() > MAX_TASK {
+        let why = format!("the task has {} bytes, the most is {MAX_TASK}: put it into a file", task.len());
+        return Err(Error::Invalid(why));
+    }
+    Ok(())
+}
+
 fn check_request(request: &SpawnRequest) -> Result<(), Error> {
     let invalid = |message: String| Err(Error::Invalid(message));
-    if request.task.trim().is_empty() {
-        return invalid("the task is empty: say what is to be done".to_owned());
-    }
-    if request.task.len() > MAX_TASK {
-        return invalid(format!(
-            "the task has {} bytes, the most is {MAX_TASK}: put it into a file",
-            request.task.len()
-        ));
-    }
+    check_task(&request.task)?;
     for (what, name) in [("name", &request.name), ("group", &request.group)] {
         if name.as_ref().is_some_and(|n| n.is_empty() || n.len() > MAX_NAME || n.chars().any(char::is_control)) {
             return invalid(format!("a {what} has 1 to {MAX_NAME} bytes and no control characters"));
@@ -412,6 +577,9 @@ fn check_request(request: &SpawnRequest) -> Result<(), Error> {
         ("usd", q.micro_usd),
         ("tool calls", q.tool_calls),
         ("timeout", q.wall_ms),
+        ("memory", q.memory),
+        ("children", q.children),
+        ("store bytes", q.store_bytes),
     ] {
         if value == 0 {
             return invalid(format!("a limit of 0 {name} allows nothing: give a positive number"));

@@ -1,6 +1,7 @@
 //! The façade: builds every part in order, owns their lifetimes, and holds no policy.
 
 mod approvals;
+mod books;
 mod builder;
 mod client;
 mod doctor;
@@ -10,15 +11,18 @@ mod hooks;
 pub mod info;
 mod life;
 mod lock;
+mod peers;
 mod plugins;
 mod proof;
 mod query;
+mod signal;
+mod tree;
 mod undo;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::task::AbortHandle;
@@ -28,6 +32,7 @@ pub use client::{ClientCall, Connection};
 pub use doctor::Examination;
 pub use error::Error;
 pub use plugins::{report_bundled, report_file};
+pub use signal::GRACE;
 
 use crate::audit::Chain;
 use crate::capability::HostGrant;
@@ -38,7 +43,7 @@ use crate::quota::ResourceQuota;
 use crate::registry::Registry;
 use crate::scheduler::{Scheduler, TaskHandle};
 use crate::storage::{Batch, Change};
-use crate::syscall::{Caller, Services, now_ms};
+use crate::syscall::{Caller, Peers, Services, now_ms};
 
 /// What to spawn.
 #[derive(Clone, Debug, Default)]
@@ -78,6 +83,8 @@ struct Inner {
     grants: Grants,
     /// What only the owner of the data directory has.
     owner: Option<Owner>,
+    /// The kernel as its processes see it.
+    household: OnceLock<Arc<dyn Peers>>,
     started: Instant,
 }
 
@@ -85,10 +92,16 @@ struct Inner {
 struct Owner {
     scheduler: Scheduler,
     live: Mutex<HashMap<Pid, Live>>,
-    /// Processes whose private copies are applied or discarded at this moment, and which must not begin to run. It is
+    /// Roots of the trees whose private copies are applied or discarded at this moment, and which must not begin to run. It is
     /// locked after `live`.
     settling: Mutex<HashSet<Pid>>,
+    /// Processes that are about to be resumed.
+    resuming: Mutex<HashSet<Pid>>,
+    tree: tree::Tree,
+    books: books::Books,
     connections: client::Connections,
+    /// Whether it is being shut down.
+    closing: AtomicBool,
     next_pid: AtomicU64,
     chain: tokio::sync::Mutex<Chain>,
     lock: Mutex<Option<lock::Lock>>,
@@ -163,6 +176,7 @@ impl Kernel {
     /// Stops all processes where they are (resumable), writes everything out, gives the lock back.
     pub async fn shutdown(&self) {
         if let Some(owner) = &self.0.owner {
+            owner.closing.store(true, Ordering::SeqCst);
             owner.connections.close_idle(&owner.live).await;
             let all: Vec<_> = lock(&owner.live).values().cloned().collect();
             for live in all {

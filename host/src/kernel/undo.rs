@@ -1,9 +1,10 @@
 //! Undo for the world: what a process wrote to its private copies, shown, applied to the originals, or thrown away.
+//! A tree of processes writes to the same ones, so any of its members stands for all.
 
 use std::sync::Arc;
 
 use super::info::{FileBase, FileChange};
-use super::{Error, Kernel, Owner, lock};
+use super::{Error, Kernel, Live, Owner, lock};
 use crate::overlay::{self, Area, Kind, Overlay, Plan, Step};
 use crate::process::{Mount, Pid};
 use crate::storage::ProcessRow;
@@ -83,15 +84,19 @@ impl Kernel {
     async fn at_rest(&self, pid: Pid) -> Result<(ProcessRow, Settling<'_>), Error> {
         let owner = self.owner()?;
         let row = self.known(pid).await?;
-        let refuse = |why: &str| Err(Error::State { pid, why: why.to_owned() });
+        let root = row.spec.root().pid;
+        let refuse = |pid, why: &str| Err(Error::State { pid, why: why.to_owned() });
         let live = lock(&owner.live);
-        if live.get(&pid).is_some_and(|live| live.process.end.borrow().is_none()) {
-            return refuse("is running: wait until it ends, or stop it with Ctrl-C where it was started");
+        let of_its_tree = |live: &&Live| live.process.caller.spec().root().pid == root;
+        let runs = live.values().filter(of_its_tree).find(|live| live.process.end.borrow().is_none());
+        if let Some(runs) = runs {
+            let pid = runs.process.caller.spec().pid;
+            return refuse(pid, "is running: wait until it ends, or stop it with Ctrl-C where it was started");
         }
-        if !lock(&owner.settling).insert(pid) {
-            return refuse("has its private copies applied or discarded already at this moment");
+        if !lock(&owner.settling).insert(root) {
+            return refuse(pid, "has its private copies applied or discarded already at this moment");
         }
-        Ok((row, Settling { owner, pid }))
+        Ok((row, Settling { owner, root }))
     }
 
     fn area(&self, row: &ProcessRow) -> Result<Arc<Area>, Error> {
@@ -108,15 +113,15 @@ impl Kernel {
     }
 }
 
-/// Keeps a process from running.
+/// Keeps the processes of a tree from running.
 struct Settling<'a> {
     owner: &'a Owner,
-    pid: Pid,
+    root: Pid,
 }
 
 impl Drop for Settling<'_> {
     fn drop(&mut self) {
-        lock(&self.owner.settling).remove(&self.pid);
+        lock(&self.owner.settling).remove(&self.root);
     }
 }
 

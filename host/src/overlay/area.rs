@@ -44,21 +44,22 @@ impl Areas {
         Self { root, open: Mutex::default() }
     }
 
-    /// The area of a process: the same for everybody who has it open. Nothing is written yet.
+    /// The area of a process's tree: the same for everybody who has it open. Nothing is written yet.
     ///
     /// # Errors
     /// What an earlier store left under this PID cannot be put aside.
     pub fn open(&self, spec: &ProcessSpec) -> io::Result<Arc<Area>> {
+        let root = spec.root();
         let mut open = lock(&self.open);
-        if let Some(area) = open.get(&spec.pid).and_then(Weak::upgrade) {
+        if let Some(area) = open.get(&root.pid).and_then(Weak::upgrade) {
             return Ok(area);
         }
-        let owner = format!("{} {} {}", spec.pid, spec.created_ms, spec.seed);
-        let dir = self.root.join(spec.pid.to_string());
+        let owner = format!("{} {} {}", root.pid, root.created_ms, root.seed);
+        let dir = self.root.join(root.pid.to_string());
         put_aside(&dir, &owner)?;
         let area = Arc::new(Area::new(dir, owner, Room::STANDARD));
         open.retain(|_, area| area.strong_count() > 0);
-        open.insert(spec.pid, Arc::downgrade(&area));
+        open.insert(root.pid, Arc::downgrade(&area));
         Ok(area)
     }
 }

@@ -53,7 +53,7 @@ fn fits(numbers: &[u64]) -> bool {
 
 fn usage_fits(u: &Usage) -> bool {
     fits(&[u.fuel, u.slices, u.tokens_in, u.tokens_cached, u.tokens_out, u.micro_usd.unwrap_or(0)])
-        && fits(&[u.llm_calls, u.tool_calls, u.log_bytes, u.wall_us])
+        && fits(&[u.llm_calls, u.tool_calls, u.log_bytes, u.wall_us, u.store_bytes])
 }
 
 fn meta_fits(meta: &PageMeta) -> bool {
@@ -62,11 +62,12 @@ fn meta_fits(meta: &PageMeta) -> bool {
 
 fn holds(change: &Change) -> bool {
     match change {
-        Change::Spawn(spec) => {
+        Change::Spawn(spec) | Change::Respec(spec) => {
             fits(&[spec.pid.0, spec.created_ms]) && spec.mounts.iter().all(|m| m.host.to_str().is_some())
         }
         Change::Usage(usage) => usage_fits(usage),
         Change::State(..) | Change::Exit(_) | Change::StateDelete { .. } => true,
+        Change::Forget(before) => fits(&[*before]),
         Change::Journal(r) => fits(&[r.pid.0, r.seq, r.started_ms, r.ended_ms.unwrap_or(0)]),
         Change::Page(p) => fits(&[p.pid.0, p.id, p.seq, p.created_ms]) && meta_fits(&p.meta),
         Change::PageMeta(id, meta) => fits(&[*id]) && meta_fits(meta),
@@ -81,6 +82,8 @@ pub(super) fn refusal(pid: Pid, change: &Change) -> Error {
     broken(match change {
         Change::Spawn(spec) => format!("process {} exists already", spec.pid),
         Change::Usage(_) | Change::State(..) => format!("there is no process {pid}"),
+        Change::Respec(spec) => format!("there is no process {}", spec.pid),
+        Change::Forget(before) => format!("the journal of process {pid} before {before} cannot be forgotten"),
         Change::Exit(_) => format!("process {pid} has ended already or never was"),
         Change::Journal(r) => {
             format!("journal position {} of process {} is taken: by an outcome or another call", r.seq, r.pid)
@@ -114,8 +117,10 @@ impl Change {
         // What a row costs beside its texts; an estimate is enough for a bound on memory.
         const ROW: usize = 64;
         ROW + match self {
-            Self::Spawn(spec) => spec.task.len() + spec.mounts.len() * ROW,
-            Self::Usage(_) | Self::PageMeta(..) => 0,
+            Self::Spawn(spec) | Self::Respec(spec) => {
+                spec.task.len() + spec.input.0.len() * 4 / 3 + spec.mounts.len() * ROW
+            }
+            Self::Usage(_) | Self::Forget(_) | Self::PageMeta(..) => 0,
             Self::State(_, waiting_on) => waiting_on.as_ref().map_or(0, String::len),
             Self::Exit(exit) => exit.message().len(),
             Self::Journal(r) => r.call.len() + r.request.len() + r.outcome.as_ref().map_or(0, String::len),

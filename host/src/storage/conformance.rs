@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::sample::{batch, delete, end, log, meta, page, put, spec, start, syscall, usage};
 use super::{Batch, Change, Durability, Error, JournalRecord, Memory, PageKind, PageRecord, Sqlite, Storage};
 use crate::audit::{Chain, Head, verify};
-use crate::process::{Exit, Pid, ProcessState, Usage};
+use crate::process::{Exit, Pid, ProcessSpec, ProcessState, Usage};
 
 /// An open store, and what it must not outlive.
 pub(super) struct Opened {
@@ -51,6 +51,8 @@ suite!(
     a_journal_position_ends_once,
     a_process_is_spawned_once,
     a_process_exits_once,
+    what_a_process_is_is_replaced,
+    a_journal_is_forgotten_up_to_a_position,
     a_process_must_exist,
     changes_of_a_batch_apply_in_order,
     state_is_compared_and_set,
@@ -250,6 +252,29 @@ async fn a_process_exits_once(store: &dyn Storage) {
     assert_eq!(store.process(Pid(2)).await.unwrap().unwrap().exit, None);
 }
 
+async fn what_a_process_is_is_replaced(store: &dyn Storage) {
+    let other = |nice| Change::Respec(Box::new(ProcessSpec { nice, ..spec(1) }));
+    refused(store, 1, vec![other(3)]).await;
+    commit(store, 1, vec![spawn(1), other(3), other(4)]).await.unwrap();
+    assert_eq!(store.process(Pid(1)).await.unwrap().unwrap().spec.nice, 4);
+    // Undone with the rest of its batch.
+    refused(store, 1, vec![other(5), spawn(1)]).await;
+    assert_eq!(store.process(Pid(1)).await.unwrap().unwrap().spec.nice, 4);
+}
+
+async fn a_journal_is_forgotten_up_to_a_position(store: &dyn Storage) {
+    let seqs = async |pid| store.journal(Pid(pid)).await.unwrap().iter().map(|r| r.seq).collect::<Vec<_>>();
+    let three = |pid| (1..=3).map(|seq| journal(end(pid, seq))).collect::<Vec<_>>();
+    commit(store, 1, three(1)).await.unwrap();
+    commit(store, 2, three(2)).await.unwrap();
+    commit(store, 1, vec![Change::Forget(3), journal(end(1, 4))]).await.unwrap();
+    assert_eq!((seqs(1).await, seqs(2).await), (vec![3, 4], vec![1, 2, 3]));
+    refused(store, 1, vec![Change::Forget(9), journal(end(2, 1))]).await;
+    // What comes behind a forgotten position is a position again.
+    commit(store, 1, vec![Change::Forget(4), journal(end(1, 1))]).await.unwrap();
+    assert_eq!(seqs(1).await, vec![1, 4]);
+}
+
 async fn a_process_must_exist(store: &dyn Storage) {
     refused(store, 1, vec![Change::Usage(usage(1))]).await;
     refused(store, 1, vec![Change::State(ProcessState::Waiting, None)]).await;
@@ -431,7 +456,7 @@ fn random_change(rng: &mut StdRng, chains: &mut [Chain]) -> Change {
     let pid = rng.random_range(0..3_u64);
     let seq = rng.random_range(1..12);
     let key = ["a", "b"][rng.random_range(0..2_usize)];
-    match rng.random_range(0..13) {
+    match rng.random_range(0..15) {
         0 => spawn(rng.random_range(0..4)),
         1 => Change::Usage(usage(seq)),
         2 => Change::State(ProcessState::Waiting, rng.random_bool(0.5).then(|| "llm".to_owned())),
@@ -444,6 +469,8 @@ fn random_change(rng: &mut StdRng, chains: &mut [Chain]) -> Change {
         9 => put(key, &[2], Some(rng.random_range(0..3))),
         10 => delete(key),
         11 => Change::Log(log(pid, seq, "line")),
+        12 => Change::Forget(seq),
+        13 => Change::Respec(Box::new(ProcessSpec { nice: 7, ..spec(pid) })),
         _ => {
             let chain = &mut chains[rng.random_range(0..3_usize)];
             // Some are made and lost, so that the next one does not follow.

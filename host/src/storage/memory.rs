@@ -93,6 +93,20 @@ impl Tables {
         let refused = || refusal(pid, change);
         match change {
             Change::Spawn(spec) => self.spawn(spec).ok_or_else(refused),
+            Change::Respec(spec) => {
+                let row = self.processes.get_mut(&spec.pid).ok_or_else(refused)?;
+                let old = std::mem::replace(&mut row.spec, (**spec).clone());
+                Ok(Box::new(move |t| {
+                    if let Some(row) = t.processes.get_mut(&old.pid) {
+                        row.spec = old;
+                    }
+                }))
+            }
+            Change::Forget(before) => {
+                let old: Vec<_> = self.journal.range((pid, 0)..(pid, *before)).map(|(key, _)| *key).collect();
+                let forgotten: Vec<_> = old.into_iter().filter_map(|key| self.journal.remove_entry(&key)).collect();
+                Ok(Box::new(move |t| t.journal.extend(forgotten)))
+            }
             Change::Usage(usage) => self.update(pid, |row| row.usage = *usage).ok_or_else(refused),
             Change::State(state, waiting_on) => self
                 .update(pid, |row| {

@@ -277,6 +277,10 @@ pub enum Change {
     State(ProcessState, Option<String>),
     /// Ends it: state Z, waiting on nothing, and the exit status. Fails if it has ended already.
     Exit(Exit),
+    /// Replaces what a process is. Fails if there is no such process.
+    Respec(Box<ProcessSpec>),
+    /// Forgets the journal of the batch's process before this position.
+    Forget(Seq),
     /// A journal record: inserted, or (where the position holds a start without an outcome) ended.
     /// Fails where the position has an outcome, or holds the start of another call.
     Journal(Box<JournalRecord>),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Batch, Change, JournalRecord, LogRecord, PageKind, PageMeta, PageRecord};
 use crate::abi::{Effect, ToolCall};
 use crate::audit::Chain;
-use crate::process::{Mount, Pid, ProcessSpec, Seq, Usage};
+use crate::process::{Input, Mount, Pid, ProcessSpec, Seq, Usage};
 use crate::quota::ResourceQuota;
 
 pub(super) fn batch(pid: u64, changes: Vec<Change>) -> Batch {
@@ -22,6 +22,9 @@ pub(super) fn spec(pid: u64) -> ProcessSpec {
         model: Some("script/a.jsonl".to_owned()),
         group: "default".to_owned(),
         nice: -20,
+        input: Input(vec![0, 255]),
+        root: None,
+        epoch: None,
         task: "zähle \"Dateien\"\n".to_owned(),
         mounts: vec![Mount {
             host: PathBuf::from("/tmp/ä b"), guest: "ä b".to_owned(), writable: true, private: true

@@ -4,20 +4,23 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Approvals, Stop, Syscall};
+use super::peers::Family;
+use super::{Approvals, Peers, Stop, Syscall};
 use crate::audit::Chain;
 use crate::capability::Rights;
 use crate::context::PageManager;
 use crate::hook::HookChain;
+use crate::ipc::Ipc;
 use crate::llm::Models;
 use crate::metrics::Metrics;
 use crate::overlay::{Area, Areas};
-use crate::process::{Event, EventKind, Mount, ProcessSpec, Seq, Usage};
+use crate::process::{Epoch, Event, EventKind, Mount, Pid, ProcessSpec, Seq, Usage};
+use crate::quota::{Account, Reservation, Resource};
 use crate::storage::{JournalRecord, Store};
 use crate::tool::{Entry, Kept, ToolExecutor, ToolRegistry, ToolSecurity};
 
@@ -38,10 +41,21 @@ pub struct Services {
     pub executor: ToolExecutor,
     /// Where processes write that have private mounts.
     pub areas: Areas,
+    /// Messages, locks, and who waits for whom.
+    pub ipc: Ipc,
+    /// The kernel, as far as processes ask it about each other.
+    pub kernel: OnceLock<Weak<dyn Peers>>,
     /// Model providers.
     pub models: Models,
     /// Stage 9.
     pub metrics: Metrics,
+}
+
+impl Services {
+    /// The other processes; `None` once the kernel is gone.
+    pub(super) fn peers(&self) -> Option<Family> {
+        self.kernel.get().and_then(Weak::upgrade)
+    }
 }
 
 /// The agent name of a process that makes tool calls for a client outside.
@@ -72,6 +86,10 @@ pub(super) enum Activity {
     Tool(Arc<Entry>),
     /// The answer to a question.
     Approval(u64),
+    /// The end of a process.
+    Process(Pid),
+    Message,
+    Lock(String),
 }
 
 /// What one call waits on, until this is dropped.
@@ -96,6 +114,8 @@ struct Counters {
     usage: Usage,
     /// Fuel used up to the current host call, nested guests included.
     fuel: u64,
+    /// Fuel that the account knows of.
+    booked: u64,
 }
 
 /// One process's side of the kernel. Cheap to clone.
@@ -116,6 +136,10 @@ struct Inner {
     activities: Mutex<Vec<(Seq, Activity)>>,
     stopping: OnceLock<Stop>,
     kept: Kept,
+    account: Arc<Account>,
+    /// What its spawner holds for it as long as it lives.
+    lease: Mutex<Option<Reservation>>,
+    term: Term,
     area: Mutex<Option<Arc<Area>>>,
     started: Instant,
     wall_us_before: u64,
@@ -136,25 +160,49 @@ pub struct Life {
     pub chain: Chain,
     /// Its journal of earlier lives.
     pub journal: Vec<JournalRecord>,
+    /// Its account, which knows `usage` already.
+    pub account: Arc<Account>,
+    /// What its spawner holds for it.
+    pub lease: Option<Reservation>,
+}
+
+/// Whether the process is told to end.
+#[derive(Debug, Default)]
+struct Term {
+    /// Milliseconds to finish in, once it is told; 0 = it is not, or has been.
+    grace_ms: AtomicU64,
+    told: tokio::sync::Notify,
 }
 
 impl Caller {
     /// Makes the kernel's side of a process, new or resumed.
     #[must_use]
     pub fn new(services: Arc<Services>, life: Life) -> Self {
-        let Life { spec, pages, first_page, usage, chain, journal } = life;
+        let Life { spec, pages, first_page, usage, chain, journal, account, lease } = life;
+        let at = spec.epoch.unwrap_or(Epoch { page: first_page, clock_ms: spec.created_ms, ..Epoch::default() });
+        let counters = Counters {
+            seq: at.seq,
+            next_page: at.page,
+            requests: at.requests,
+            usage,
+            fuel: at.fuel,
+            booked: usage.fuel,
+        };
         Self(Arc::new(Inner {
-            clock: Arc::new(AtomicU64::new(spec.created_ms)),
+            clock: Arc::new(AtomicU64::new(at.clock_ms)),
             spec,
             services,
             replay: journal.into_iter().map(|r| (r.seq, r)).collect(),
-            counters: Mutex::new(Counters { seq: 0, next_page: first_page, requests: 0, usage, fuel: 0 }),
+            counters: Mutex::new(counters),
             pages: Mutex::new(pages),
             chain: tokio::sync::Mutex::new(chain),
             subscribers: Mutex::new(Vec::new()),
             activities: Mutex::default(),
             stopping: OnceLock::new(),
             kept: Kept::default(),
+            account,
+            lease: Mutex::new(lease),
+            term: Term::default(),
             area: Mutex::default(),
             started: Instant::now(),
             wall_us_before: usage.wall_us,
@@ -212,6 +260,59 @@ impl Caller {
     pub fn close(&self) {
         lock(&self.0.subscribers).clear();
         self.0.kept.clear();
+        drop(lock(&self.0.lease).take());
+    }
+
+    /// Where it stands, for what it becomes by an `exec` at its last position.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        let counters = lock(&self.0.counters);
+        Epoch {
+            seq: counters.seq,
+            page: counters.next_page,
+            requests: counters.requests,
+            fuel: counters.fuel,
+            clock_ms: self.0.clock.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Hands those who watch, and what its spawner holds for it, to what it becomes.
+    #[must_use]
+    pub fn leave(&self) -> (Vec<UnboundedSender<Event>>, Option<Reservation>) {
+        self.0.kept.clear();
+        (std::mem::take(&mut *lock(&self.0.subscribers)), lock(&self.0.lease).take())
+    }
+
+    /// Its account.
+    #[must_use]
+    pub fn account(&self) -> &Arc<Account> {
+        &self.0.account
+    }
+
+    /// Tells the process to end within so many milliseconds: what it waits on next, or now, is given up with that.
+    pub fn tell_to_end(&self, grace_ms: u64) {
+        self.0.term.grace_ms.store(grace_ms.max(1), Ordering::SeqCst);
+        self.0.term.told.notify_waiters();
+    }
+
+    /// Returns when a wait is to be given up, with the milliseconds that are left; once for each time that it is told.
+    pub(super) async fn told_to_end(&self, syscall: &Syscall) -> u64 {
+        if !syscall.is_a_wait() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            let told = self.0.term.told.notified();
+            match self.0.term.grace_ms.swap(0, Ordering::SeqCst) {
+                0 => told.await,
+                grace_ms => return grace_ms,
+            }
+        }
+    }
+
+    /// Notes bytes that it had the store write.
+    pub(super) fn charge_store(&self, bytes: u64) {
+        self.charge(|u| u.store_bytes += bytes);
+        self.0.account.charge(Resource::StoreBytes, bytes);
     }
 
     /// Tells the subscribers; those that are gone are forgotten.
@@ -236,6 +337,9 @@ impl Caller {
             Activity::Model(name) => format!("model {name}"),
             Activity::Tool(entry) => format!("tool {}", entry.spec.name),
             Activity::Approval(id) => format!("approval {id}"),
+            Activity::Process(pid) => format!("process {pid}"),
+            Activity::Message => "message".to_owned(),
+            Activity::Lock(name) => format!("lock {name}"),
         };
         let names: Vec<_> = lock(&self.0.activities).iter().map(|(_, what)| name(what)).collect();
         (!names.is_empty()).then(|| names.join(", "))
@@ -303,18 +407,30 @@ impl Caller {
 
     /// Notes the exact fuel that the process's own code and its tools have used so far.
     pub fn note_fuel(&self, used: u64) {
-        lock(&self.0.counters).fuel = used;
+        let mut counters = lock(&self.0.counters);
+        counters.fuel = used;
+        self.book(&mut counters);
+    }
+
+    /// Tells the account of fuel that it has not heard of. A replay uses again what is known.
+    fn book(&self, counters: &mut Counters) {
+        if let Some(new) = counters.fuel.checked_sub(counters.booked).filter(|new| *new > 0) {
+            counters.booked = counters.fuel;
+            self.0.account.charge(Resource::Fuel, new);
+        }
     }
 
     /// Adds a nested guest's fuel to what [`Self::note_fuel`] said.
     pub(super) fn add_fuel(&self, nested: u64) {
         let mut counters = lock(&self.0.counters);
         counters.fuel = counters.fuel.saturating_add(nested);
+        self.book(&mut counters);
     }
 
     /// Fuel that the process may still use.
     pub(super) fn fuel_left(&self) -> u64 {
-        self.0.spec.quota.fuel.saturating_sub(lock(&self.0.counters).fuel)
+        let own = self.0.spec.quota.fuel.saturating_sub(lock(&self.0.counters).fuel);
+        own.min(self.0.account.left(Resource::Fuel))
     }
 
     pub(super) fn reserve(&self, syscall: &Syscall) -> Ticket {

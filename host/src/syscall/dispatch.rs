@@ -1,7 +1,9 @@
 //! Stages 3 to 6 and what differs between calls: the only place that knows the subsystems.
 
 mod model;
+mod peers;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use crate::context::{self, ContextPage, NewPage, Placement, Read};
 use crate::hook::Hook;
 use crate::hook::subject::Page;
 use crate::process::EventKind;
+use crate::quota::{Exceeded, Reservation, Resource};
 use crate::storage::{Change, PageKind};
 use crate::tool::{Client, Entry, LOG_LINE_OVERHEAD, LogLine, Lookup, conflict};
 use model::ModelCall;
@@ -42,17 +45,42 @@ pub(super) struct Done {
     pub(super) changes: Vec<Change>,
     pub(super) lines: Vec<LogLine>,
     pub(super) cost: Cost,
+    /// What is to be done when all of it is on its way to the store.
+    pub(super) after: After,
+}
+
+/// See [`Done`]. Dropped, it is not done.
+#[derive(Default)]
+pub(super) struct After(Option<Box<dyn FnOnce() + Send>>);
+
+impl After {
+    pub(super) fn run(self) {
+        if let Some(after) = self.0 {
+            after();
+        }
+    }
+}
+
+impl fmt::Debug for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "After" } else { "nothing" })
+    }
 }
 
 impl Default for Done {
     fn default() -> Self {
-        Self { outcome: Outcome::Done, changes: Vec::new(), lines: Vec::new(), cost: Cost::default() }
+        let (outcome, cost) = (Outcome::Done, Cost::default());
+        Self { outcome, changes: Vec::new(), lines: Vec::new(), cost, after: After::default() }
     }
 }
 
 impl Done {
     pub(super) fn failed(error: Error) -> Self {
         Self::from(Outcome::Failed(error))
+    }
+
+    fn then(self, after: impl FnOnce() + Send + 'static) -> Self {
+        Self { after: After(Some(Box::new(after))), ..self }
     }
 }
 
@@ -111,6 +139,14 @@ impl Caller {
                 }
                 Ok(Admitted::Plain)
             }
+            Syscall::Wait { .. }
+            | Syscall::Signal { .. }
+            | Syscall::Send { .. }
+            | Syscall::Publish { .. }
+            | Syscall::Subscribe { .. }
+            | Syscall::Receive { .. }
+            | Syscall::Lock { .. }
+            | Syscall::Unlock { .. } => Box::pin(self.admit_peers(syscall)).await.map(|()| Admitted::Plain),
             _ => Ok(Admitted::Plain),
         }
     }
@@ -127,37 +163,33 @@ impl Caller {
         all.iter().filter(|e| services.security.offers(self.spec(), e)).map(|e| e.spec.clone()).collect()
     }
 
-    /// Stage 4: what the call may use at most must fit what is left.
-    pub(super) fn quota_reserve(&self, syscall: &Syscall, admitted: &Admitted) -> Result<(), Stop> {
-        let (usage, quota) = (self.used(), &self.spec().quota);
-        let tokens = usage.tokens_in.saturating_add(usage.tokens_out);
-        let exceeded = match (syscall, admitted) {
-            (Syscall::Call { .. }, _) if usage.tool_calls >= quota.tool_calls => {
-                Some(("tool-calls", format!("it has made {} tool calls, all that its quota allows", quota.tool_calls)))
+    /// Stage 4: what the call may use at most must fit what is left, here and in every account above.
+    pub(super) fn quota_reserve(&self, syscall: &Syscall, admitted: &Admitted) -> Result<Option<Reservation>, Stop> {
+        let account = self.account();
+        let over = |e: Exceeded| self.over_quota(e.resource.name(), quota_message(&e));
+        for resource in [Resource::Fuel, Resource::StoreBytes] {
+            account.exhausted(resource).map_or(Ok(()), |e| Err(over(e)))?;
+        }
+        match (syscall, admitted) {
+            (Syscall::Call { .. }, _) => account.reserve(Resource::ToolCalls, 1).map(Some).map_err(over),
+            (_, Admitted::Model(call)) => {
+                account.exhausted(Resource::MicroUsd).map_or(Ok(()), |e| Err(over(e)))?;
+                // The prompt, and at least one token of a reply.
+                let tokens = u64::from(call.fitted.prompt_tokens) + 1;
+                account.reserve(Resource::Tokens, tokens).map(Some).map_err(over)
             }
-            (_, Admitted::Model(call))
-                if tokens.saturating_add(u64::from(call.fitted.prompt_tokens)) >= quota.tokens =>
-            {
-                Some((
-                    "tokens",
-                    format!(
-                        "{} of {} tokens are used and the next prompt takes up to {}; allow more with --max-tokens",
-                        tokens, quota.tokens, call.fitted.prompt_tokens
-                    ),
-                ))
-            }
-            (_, Admitted::Model(_)) if usage.micro_usd.unwrap_or(0) >= quota.micro_usd => Some((
-                "usd",
-                format!(
-                    "the models cost {} micro-USD, all that its quota allows; allow more with --max-usd",
-                    quota.micro_usd
-                ),
-            )),
-            _ => None,
-        };
-        match exceeded {
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether it may go on computing.
+    ///
+    /// # Errors
+    /// [`Stop::OverQuota`] where its fuel or that of an account above is used up.
+    pub fn check_fuel(&self) -> Result<(), Stop> {
+        match self.account().exhausted(Resource::Fuel) {
             None => Ok(()),
-            Some((limit, message)) => Err(self.over_quota(limit, message)),
+            Some(e) => Err(self.over_quota(e.resource.name(), quota_message(&e))),
         }
     }
 
@@ -190,7 +222,16 @@ impl Caller {
             (Syscall::Available, _) => Outcome::Tools(self.offered()).into(),
             (Syscall::SelfPid, _) => Outcome::Number(self.spec().pid.0).into(),
             (Syscall::Step, _) => Done::default(),
-            _ => self.context(act, syscall).await,
+            (
+                Syscall::Append { .. }
+                | Syscall::Read { .. }
+                | Syscall::Pin { .. }
+                | Syscall::SetImportance { .. }
+                | Syscall::Pages
+                | Syscall::Usage,
+                _,
+            ) => self.context(act, syscall).await,
+            _ => Box::pin(self.peers(act, syscall)).await,
         };
         let mut cost = act.cost();
         cost.fuel = done.cost.fuel;
@@ -231,6 +272,7 @@ impl Caller {
             changes: report.session.changes,
             lines: report.session.lines,
             cost: Cost { fuel: report.fuel, memory_bytes: report.memory_bytes, duration_us: 0 },
+            after: After::default(),
         }
     }
 
@@ -390,21 +432,30 @@ impl Caller {
     }
 
     /// Stage 6.
-    pub(super) fn quota_commit(&self, syscall: &Syscall, done: &Done) {
+    pub(super) fn quota_commit(&self, syscall: &Syscall, done: &Done, hold: Option<Reservation>) {
+        let settle = |used: u64| hold.into_iter().for_each(|hold| hold.settle(used));
         match (syscall, &done.outcome) {
-            (Syscall::Call { .. }, _) => self.charge(|u| u.tool_calls += 1),
-            (Syscall::Generate(_), Outcome::Reply(reply)) => self.charge(|u| {
-                let tokens = reply.usage;
-                u.micro_usd = match (u.llm_calls, u.micro_usd, tokens.micro_usd) {
-                    (0, _, first) => first,
-                    (_, Some(sum), Some(price)) => Some(sum.saturating_add(price)),
-                    _ => None,
-                };
-                u.llm_calls += 1;
-                u.tokens_in += u64::from(tokens.input);
-                u.tokens_cached += u64::from(tokens.cached);
-                u.tokens_out += u64::from(tokens.output);
-            }),
+            (Syscall::Call { .. }, _) => {
+                settle(1);
+                self.charge(|u| u.tool_calls += 1);
+            }
+            (Syscall::Generate(_), Outcome::Reply(reply)) => {
+                settle(u64::from(reply.usage.input) + u64::from(reply.usage.output));
+                self.account().charge(Resource::MicroUsd, reply.usage.micro_usd.unwrap_or(0));
+                self.charge(|u| {
+                    let tokens = reply.usage;
+                    u.micro_usd = match (u.llm_calls, u.micro_usd, tokens.micro_usd) {
+                        (0, _, first) => first,
+                        (_, Some(sum), Some(price)) => Some(sum.saturating_add(price)),
+                        _ => None,
+                    };
+                    u.llm_calls += 1;
+                    u.tokens_in += u64::from(tokens.input);
+                    u.tokens_cached += u64::from(tokens.cached);
+                    u.tokens_out += u64::from(tokens.output);
+                });
+            }
+            // A hold of a call that came to nothing is given back.
             _ => {}
         }
     }
@@ -500,6 +551,21 @@ pub(super) fn tool_result(outcome: Outcome) -> ToolResult {
         Outcome::Failed(e) => Err(e),
         other => Err(Error::new(Errno::Io, format!("a tool call gave {other:?}"))),
     }
+}
+
+fn quota_message(e: &Exceeded) -> String {
+    let option = match e.resource {
+        Resource::Fuel => Some("--max-fuel"),
+        Resource::Tokens => Some("--max-tokens"),
+        Resource::MicroUsd => Some("--max-usd"),
+        _ => None,
+    };
+    let advice = match option {
+        _ if e.owner.starts_with("group") => "; the operator raises it in [groups] of aok.toml".to_owned(),
+        Some(option) => format!("; allow more with {option}"),
+        None => String::new(),
+    };
+    format!("{e}{advice}")
 }
 
 fn finish_name(finish: Finish) -> &'static str {

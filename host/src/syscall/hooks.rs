@@ -8,9 +8,11 @@ use super::path::Act;
 use super::{Caller, Options, Outcome, Syscall};
 use crate::abi::{Errno, Error, ToolCall};
 use crate::hook::subject::{
-    Failed, LlmCall, LlmDone, LlmOutcome, Page, QuotaExceeded, StepBegun, StepDone, ToolCalled, ToolDone, ToolOutcome,
+    Failed, LlmCall, LlmDone, LlmOutcome, Page, QuotaExceeded, Sent, Spawned, StepBegun, StepDone, ToolCalled,
+    ToolDone, ToolOutcome,
 };
 use crate::hook::{self, Hook, HookEvent};
+use crate::process::Input;
 use crate::tool::Lookup;
 
 /// What the hooks before a call made of it.
@@ -67,6 +69,10 @@ impl Caller {
             }
             Syscall::Step if hooks.listens(Hook::BeforeStep) => {
                 Some((Hook::BeforeStep, self.spec().agent.clone(), json!(StepBegun { usage: self.usage() })))
+            }
+            Syscall::Send { .. } | Syscall::Publish { .. } if hooks.listens(Hook::OnMessage) => {
+                let sent = sent(syscall)?;
+                Some((Hook::OnMessage, sent.topic.clone(), json!(sent)))
             }
             Syscall::Read { page } if hooks.listens(Hook::BeforePageIn) => {
                 let page = self.swapped_page(*page)?;
@@ -152,6 +158,16 @@ impl Caller {
         let fuel = hooks.ask(event, self.fuel_left()).await.fuel;
         self.add_fuel(fuel);
         fuel
+    }
+
+    /// Tells that the process exists.
+    pub async fn tell_spawned(&self) {
+        let spec = self.spec();
+        let subject = || {
+            let (name, task, model) = (spec.name.clone(), spec.task.clone(), spec.model.clone());
+            json!(Spawned { name, task, model, group: spec.group.clone(), nice: spec.nice })
+        };
+        self.tell_hooks(Hook::AfterAgentSpawn, spec.agent.clone(), subject).await;
     }
 
     /// Tells that a limit or a quota ends the process.
@@ -249,8 +265,37 @@ fn rewrite(syscall: &Syscall, subject: Value) -> Result<Syscall, String> {
         Syscall::Generate(_) => serde_json::from_value::<LlmCall>(subject)
             .map(|call| Syscall::Generate(call.into()))
             .map_err(|e| e.to_string()),
+        Syscall::Send { .. } | Syscall::Publish { .. } => rewrite_message(syscall, subject),
         _ => Err("there is nothing to rewrite".to_owned()),
     }
+}
+
+/// A message as hooks are shown it.
+fn sent(syscall: &Syscall) -> Option<Sent> {
+    let (to, topic, body, reply_to) = match syscall {
+        Syscall::Send { to, topic, body, reply_to } => (Some(*to), topic, body, *reply_to),
+        Syscall::Publish { topic, body } => (None, topic, body, None),
+        _ => return None,
+    };
+    let text = String::from_utf8(body.0.clone()).ok();
+    Some(Sent { to: to.map(|pid| pid.0), topic: topic.clone(), text, bytes: body.0.len() as u64, reply_to })
+}
+
+fn rewrite_message(syscall: &Syscall, subject: Value) -> Result<Syscall, String> {
+    let new: Sent = serde_json::from_value(subject).map_err(|e| e.to_string())?;
+    let old = sent(syscall).ok_or("it is no message")?;
+    if (new.to, new.reply_to) != (old.to, old.reply_to) {
+        return Err("`to` and `reply_to` must stay as they are".to_owned());
+    }
+    let (mut syscall, body) = (syscall.clone(), new.text.map(|text| Input(text.into_bytes())));
+    if let Syscall::Send { topic, body: old, .. } | Syscall::Publish { topic, body: old } = &mut syscall {
+        *topic = new.topic;
+        // Bytes that are no text are not shown, so they stay.
+        if let Some(body) = body {
+            *old = body;
+        }
+    }
+    Ok(syscall)
 }
 
 /// The outcome that a rewritten subject holds. The rest of it is what was, and not looked at: a number that is read and

@@ -11,9 +11,11 @@ use std::task::{Context, Poll};
 use wasmtime::component::{ComponentNamedList, Lift, Linker, LinkerInstance, Lower};
 use wasmtime::{Result, StoreContextMut};
 
-use super::{Caller, Options, Outcome, StepOutcome, Stop, Syscall};
+use super::{Caller, Child, Options, Outcome, StepOutcome, Stop, Syscall};
 use crate::abi::Error as AbiError;
 use crate::bindings::{plugin, sys, types};
+use crate::ipc::Filter;
+use crate::process::{Exit, Input, Message, Pid, Signal};
 use crate::tool::Session;
 
 /// Fuel that one call into the kernel costs its guest.
@@ -38,8 +40,8 @@ pub(crate) trait GuestData: Send + 'static {
 pub(crate) trait AgentData: GuestData {
     /// Its side of the kernel.
     fn caller(&self) -> &Caller;
-    /// Its fuel when it was started.
-    fn fuel_quota(&self) -> u64;
+    /// Fuel that it had used when it was started, and what it was given then.
+    fn fuel_given(&self) -> (u64, u64);
 }
 
 /// The store data of a tool.
@@ -79,6 +81,8 @@ pub(crate) fn agent<T: AgentData>(linker: &mut Linker<T>) -> Result<()> {
         },
     )?;
     bind(&mut process, "sleep", |(ms,): (u64,)| Syscall::Sleep { ms }, done)?;
+    agent_children(&mut process)?;
+    agent_messages(&mut process)?;
     let mut step = linker.instance("agent-os:agent/step@0.1.0")?;
     step.func_wrap_async("step", |mut store: StoreContextMut<'_, T>, (o,): (sys::llm::Options,)| {
         Box::new(async move {
@@ -88,6 +92,114 @@ pub(crate) fn agent<T: AgentData>(linker: &mut Linker<T>) -> Result<()> {
             Ok((outcome.map(step_outcome).map_err(types::Error::from),))
         })
     })
+}
+
+fn agent_children<T: AgentData>(process: &mut LinkerInstance<'_, T>) -> Result<()> {
+    bind(
+        process,
+        "spawn",
+        |(o,): (sys::process::SpawnOptions,)| {
+            let sys::process::SpawnOptions { agent, task, input, name, nice, model, quota } = o;
+            Syscall::Spawn(Box::new(Child { agent, task, input: Input(input), name, nice, model, quota }))
+        },
+        number,
+    )?;
+    bind(
+        process,
+        "wait",
+        |(pid, timeout_ms): (u64, Option<u64>)| Syscall::Wait { pid: Pid(pid), timeout_ms },
+        |outcome| match outcome {
+            Outcome::Exit(exit) => Some(match exit {
+                Exit::Success(text) => sys::process::Exit::Success(text),
+                Exit::Failure(text) => sys::process::Exit::Failure(text),
+                Exit::Killed(text) => sys::process::Exit::Killed(text),
+                Exit::OverQuota(text) => sys::process::Exit::OverQuota(text),
+            }),
+            _ => None,
+        },
+    )?;
+    bind(
+        process,
+        "signal",
+        |(pid, kind): (u64, sys::process::SignalKind)| Syscall::Signal {
+            pid: Pid(pid),
+            signal: match kind {
+                sys::process::SignalKind::Stop => Signal::Stop,
+                sys::process::SignalKind::Cont => Signal::Cont,
+                sys::process::SignalKind::Term => Signal::Term,
+                sys::process::SignalKind::Kill => Signal::Kill,
+            },
+        },
+        done,
+    )?;
+    bind(
+        process,
+        "exec",
+        |(agent, task, input): (String, String, Vec<u8>)| Syscall::Exec { agent, task, input: Input(input) },
+        done,
+    )
+}
+
+fn agent_messages<T: AgentData>(process: &mut LinkerInstance<'_, T>) -> Result<()> {
+    bind(
+        process,
+        "send",
+        |(to, topic, body): (u64, String, Vec<u8>)| Syscall::Send {
+            to: Pid(to),
+            topic,
+            body: Input(body),
+            reply_to: None,
+        },
+        number,
+    )?;
+    bind(
+        process,
+        "reply",
+        |(message, body): (u64, Vec<u8>)| Syscall::Send {
+            to: Message::sender_of(message),
+            topic: REPLY.to_owned(),
+            body: Input(body),
+            reply_to: Some(message),
+        },
+        number,
+    )?;
+    bind(process, "publish", |(topic, body): (String, Vec<u8>)| Syscall::Publish { topic, body: Input(body) }, number)?;
+    bind(process, "subscribe", |(topic,): (String,)| Syscall::Subscribe { topic, on: true }, done)?;
+    bind(process, "unsubscribe", |(topic,): (String,)| Syscall::Subscribe { topic, on: false }, done)?;
+    bind(
+        process,
+        "receive",
+        |(topic, timeout_ms): (Option<String>, Option<u64>)| Syscall::Receive {
+            filter: topic.map_or(Filter::Any, Filter::Topic),
+            from: None,
+            timeout_ms,
+        },
+        |outcome| match outcome {
+            Outcome::Message(message) => Some(message.map(told_message)),
+            _ => None,
+        },
+    )?;
+    process.func_wrap_async(
+        "request",
+        |mut store: StoreContextMut<'_, T>, (to, topic, body, timeout_ms): (u64, String, Vec<u8>, Option<u64>)| {
+            Box::new(async move {
+                let caller = enter_agent(&mut store)?;
+                let answer = caller.ask_peer(Pid(to), topic, Input(body), timeout_ms).await?;
+                leave(&mut store, 0).await?;
+                Ok((answer.map(told_message).map_err(types::Error::from),))
+            })
+        },
+    )?;
+    bind(process, "lock", |(name, timeout_ms): (String, Option<u64>)| Syscall::Lock { name, timeout_ms }, done)?;
+    bind(process, "unlock", |(name,): (String,)| Syscall::Unlock { name }, done)
+}
+
+/// The topic of answers.
+const REPLY: &str = "reply";
+
+fn told_message(m: Message) -> sys::process::Message {
+    let Message { id, sender, topic, body, reply_to } = m;
+    sys::process::Message { id, sender: sender.0, topic, body: body.0, reply_to }
 }
 
 fn agent_state<T: AgentData>(linker: &mut Linker<T>) -> Result<()> {
@@ -248,7 +360,8 @@ fn enter_agent<T: AgentData>(store: &mut StoreContextMut<'_, T>) -> Result<Calle
     let left = enter(store)?;
     let data = store.data();
     let caller = data.caller().clone();
-    caller.note_fuel(data.fuel_quota().saturating_sub(left));
+    let (before, given) = data.fuel_given();
+    caller.note_fuel(before + given.saturating_sub(left));
     Ok(caller)
 }
 

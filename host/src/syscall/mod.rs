@@ -10,18 +10,22 @@ mod dispatch;
 mod hooks;
 pub(crate) mod link;
 mod path;
+mod peers;
 mod step;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 pub use approval::{Answer as ApprovalAnswer, Approval, Approvals};
 pub use caller::{CLIENT, Caller, Life, Services, now_ms};
+pub use peers::{Child, Newborn, Peer, Peers};
 pub use step::{Called, StepOutcome};
 
 use crate::abi::{Effect, Error, Reply, ToolCall, ToolSpec};
+use crate::ipc::Filter;
 use crate::llm;
+use crate::process::{Exit, Input, Message, Pid, Signal};
 use crate::storage::PageKind;
 
 /// Everything that an agent can do beyond computing.
@@ -107,6 +111,77 @@ pub enum Syscall {
         /// Milliseconds.
         ms: u64,
     },
+    /// Spawn a child.
+    Spawn(Box<Child>),
+    /// Wait for the end of a process.
+    Wait {
+        /// Which.
+        pid: Pid,
+        /// Milliseconds; for ever when `None`.
+        timeout_ms: Option<u64>,
+    },
+    /// Signal a descendant.
+    Signal {
+        /// Which.
+        pid: Pid,
+        /// The signal.
+        signal: Signal,
+    },
+    /// Send a message.
+    Send {
+        /// To whom.
+        to: Pid,
+        /// What it is about.
+        topic: String,
+        /// What it says.
+        body: Input,
+        /// The message that it answers.
+        reply_to: Option<u64>,
+    },
+    /// Send a message to the subscribers of a topic.
+    Publish {
+        /// The topic.
+        topic: String,
+        /// What it says.
+        body: Input,
+    },
+    /// Subscribe to a topic, or no longer.
+    Subscribe {
+        /// The topic.
+        topic: String,
+        /// Which.
+        on: bool,
+    },
+    /// Take a message.
+    Receive {
+        /// Which.
+        filter: Filter,
+        /// Who is to send it, where that is known.
+        from: Option<Pid>,
+        /// Milliseconds; for ever when `None`.
+        timeout_ms: Option<u64>,
+    },
+    /// Take a lock.
+    Lock {
+        /// Its name.
+        name: String,
+        /// Milliseconds; for ever when `None`.
+        timeout_ms: Option<u64>,
+    },
+    /// Give a lock.
+    Unlock {
+        /// Its name.
+        name: String,
+    },
+    /// Become another agent.
+    Exec {
+        /// The agent.
+        agent: String,
+        /// Its task.
+        task: String,
+        /// Bytes for it.
+        input: Input,
+    },
 }
 
 /// Options of a model call.
@@ -144,6 +219,10 @@ pub enum Outcome {
     Reply(Reply),
     /// Tools on offer.
     Tools(Vec<ToolSpec>),
+    /// How a process ended.
+    Exit(Exit),
+    /// A message, if there was one.
+    Message(Option<Message>),
     /// Why it failed; the process goes on.
     Failed(Error),
 }
@@ -248,6 +327,9 @@ pub enum Stop {
     /// The store failed: the process stays as it was last committed and can be resumed.
     #[error("{0}")]
     Store(String),
+    /// It becomes another agent; what it was is in the store.
+    #[error("it becomes another agent")]
+    Exec,
     /// No model answered: the process stays as it was last committed and can be resumed, which asks again.
     #[error("{0}")]
     Provider(Box<llm::Error>),
@@ -274,6 +356,16 @@ impl Syscall {
             Self::Step => "step",
             Self::SelfPid => "self-pid",
             Self::Sleep { .. } => "sleep",
+            Self::Spawn(_) => "spawn",
+            Self::Wait { .. } => "wait",
+            Self::Signal { .. } => "signal",
+            Self::Send { .. } => "send",
+            Self::Publish { .. } => "publish",
+            Self::Subscribe { .. } => "subscribe",
+            Self::Receive { .. } => "receive",
+            Self::Lock { .. } => "lock",
+            Self::Unlock { .. } => "unlock",
+            Self::Exec { .. } => "exec",
         }
     }
 
@@ -301,8 +393,51 @@ impl Syscall {
             }
             Self::Sleep { ms } => json!({ "ms": ms }),
             Self::Pages | Self::Usage | Self::Available | Self::Step | Self::SelfPid => return String::new(),
+            _ => self.peers_request(),
         };
         value.to_string()
+    }
+
+    /// [`Self::request`] of calls between processes.
+    fn peers_request(&self) -> Value {
+        match self {
+            Self::Spawn(child) => {
+                let Child { agent, task, input, name, nice, model, quota } = &**child;
+                json!({
+                    "agent": agent, "task": brief(task.as_bytes()), "input": brief(&input.0), "name": name,
+                    "nice": nice, "model": model, "quota": quota,
+                })
+            }
+            Self::Wait { pid, timeout_ms } => json!({ "pid": pid, "timeout_ms": timeout_ms }),
+            Self::Signal { pid, signal } => json!({ "pid": pid, "signal": signal }),
+            Self::Send { to, topic, body, reply_to } => {
+                json!({ "to": to, "topic": topic, "body": brief(&body.0), "reply_to": reply_to })
+            }
+            Self::Publish { topic, body } => json!({ "topic": topic, "body": brief(&body.0) }),
+            Self::Subscribe { topic, on } => json!({ "topic": topic, "on": on }),
+            Self::Receive { filter, from, timeout_ms } => {
+                let (topic, reply_to) = match filter {
+                    Filter::Any => (None, None),
+                    Filter::Topic(topic) => (Some(topic), None),
+                    Filter::ReplyTo(id) => (None, Some(id)),
+                };
+                json!({ "topic": topic, "reply_to": reply_to, "from": from, "timeout_ms": timeout_ms })
+            }
+            Self::Lock { name, timeout_ms } => json!({ "name": name, "timeout_ms": timeout_ms }),
+            Self::Unlock { name } => json!({ "name": name }),
+            Self::Exec { agent, task, input } => {
+                json!({ "agent": agent, "task": brief(task.as_bytes()), "input": brief(&input.0) })
+            }
+            _ => Value::Null,
+        }
+    }
+
+    /// Whether it waits for something that may be long in coming, and gives up where the process is told to end.
+    fn is_a_wait(&self) -> bool {
+        matches!(
+            self,
+            Self::Generate(_) | Self::Sleep { .. } | Self::Wait { .. } | Self::Receive { .. } | Self::Lock { .. }
+        )
     }
 
     /// What the call is about, for the audit record: a tool, a model, a key, a page.
@@ -314,6 +449,13 @@ impl Syscall {
             Self::StateGet { key } | Self::StatePut { key, .. } | Self::StateDelete { key } => key.clone(),
             Self::Read { page } | Self::Pin { page, .. } | Self::SetImportance { page, .. } => page.to_string(),
             Self::Append { kind, .. } => format!("{kind:?}").to_lowercase(),
+            Self::Spawn(child) => child.agent.clone(),
+            Self::Wait { pid, .. } => pid.to_string(),
+            Self::Signal { pid, signal } => format!("{} {pid}", signal.name()),
+            Self::Send { to, topic, .. } => format!("{to} {topic}"),
+            Self::Publish { topic, .. } | Self::Subscribe { topic, .. } => topic.clone(),
+            Self::Lock { name, .. } | Self::Unlock { name } => name.clone(),
+            Self::Exec { agent, .. } => agent.clone(),
             _ => String::new(),
         }
     }
@@ -370,6 +512,8 @@ fn outward_effect(syscall: &Syscall, tool: Option<Effect>) -> Option<Effect> {
     match syscall {
         // Asking a model costs money but changes nothing: a request that a crash cut off is made again.
         Syscall::Generate(_) => Some(Effect::Idempotent),
+        // A second STOP, CONT, TERM or KILL changes nothing.
+        Syscall::Signal { .. } => Some(Effect::Idempotent),
         Syscall::Call { .. } => tool.filter(|e| e.is_outward()),
         _ => None,
     }

@@ -117,7 +117,7 @@ impl Caller {
                 return self.refuse(&act, &syscall, error, Decision::by("policy", verb)).await;
             }
         };
-        self.quota_reserve(&syscall, &admitted)?;
+        let holds = self.quota_reserve(&syscall, &admitted)?;
         let effect = outward_effect(&syscall, admitted.effect());
         if effect.is_some() && !start_is_durable {
             self.journal_start(&act, effect).await?;
@@ -126,8 +126,12 @@ impl Caller {
             biased;
             done = self.dispatch(&act, &syscall, &admitted) => done?,
             () = gone => Done::failed(Error::new(Errno::Interrupted, "its caller cancelled it")),
+            grace_ms = self.told_to_end(&syscall) => Done::failed(Error::new(
+                Errno::Interrupted,
+                format!("the process was told to end (TERM): finish within {grace_ms} ms, then it is killed"),
+            )),
         };
-        self.quota_commit(&syscall, &done);
+        self.quota_commit(&syscall, &done, holds);
         let (done, held) = self.told(&act, &syscall, done, false).await;
         let decision = match (held, decided) {
             (Some(Held { by, verb }), _) => Decision::by(by, verb),
@@ -235,6 +239,12 @@ impl Caller {
         // The journaled instant and no other: a replay must move the agent's clock to the same one.
         self.advance_clock(ended_ms);
         self.announce(act, syscall, &done);
+        if !matches!(done.outcome, Outcome::Failed(_)) {
+            done.after.run();
+            if matches!(syscall, Syscall::Exec { .. }) {
+                return Err(self.stop(Stop::Exec));
+            }
+        }
         Ok(Answer { seq: act.ticket.seq, outcome: done.outcome, cost: done.cost })
     }
 
@@ -292,6 +302,7 @@ impl Caller {
         let before = chain.head().cloned();
         changes.push(Change::Audit(chain.append(ended_ms, act.name, syscall.object(), verb, decision.by.clone())));
         let batch = Batch { pid, changes };
+        self.charge_store(batch.size() as u64);
         if must_hold {
             let result = self.services().store.commit(batch).await;
             if result.is_err() {

@@ -1,10 +1,12 @@
-//! One turn of the classic loop, made of ordinary syscalls: ask the model, run what it calls.
+//! What is made of several ordinary syscalls: a turn of the classic loop, a request to another process.
 
 use futures_util::future::join_all;
 
 use super::dispatch::tool_result;
 use super::{Answer, Caller, Cost, Options, Outcome, Stop, Syscall};
-use crate::abi::{Error, Reply, ToolCall, ToolResult};
+use crate::abi::{Errno, Error, Reply, ToolCall, ToolResult};
+use crate::ipc::Filter;
+use crate::process::{Input, Message, Pid};
 use crate::tool::Lookup;
 
 /// A call of a turn with its result.
@@ -89,6 +91,34 @@ impl Caller {
             }
         }
         Ok((called, cost))
+    }
+
+    /// Sends a message and waits for its answer: two syscalls.
+    ///
+    /// # Errors
+    /// [`Stop`] when the process cannot go on; the inner result is what the agent sees.
+    pub async fn ask_peer(
+        &self,
+        to: Pid,
+        topic: String,
+        body: Input,
+        timeout_ms: Option<u64>,
+    ) -> Result<Result<Message, Error>, Stop> {
+        let id = match self.call(Syscall::Send { to, topic, body, reply_to: None }).await?.outcome {
+            Outcome::Number(id) => id,
+            Outcome::Failed(e) => return Ok(Err(e)),
+            other => return Err(self.stop(Stop::Store(format!("a send gave {other:?}")))),
+        };
+        let receive = Syscall::Receive { filter: Filter::ReplyTo(id), from: Some(to), timeout_ms };
+        match self.call(receive).await?.outcome {
+            Outcome::Message(Some(message)) => Ok(Ok(message)),
+            Outcome::Message(None) => {
+                let ms = timeout_ms.unwrap_or_default();
+                Ok(Err(Error::new(Errno::Timeout, format!("process {to} did not answer within {ms} ms"))))
+            }
+            Outcome::Failed(e) => Ok(Err(e)),
+            other => Err(self.stop(Stop::Store(format!("a receive gave {other:?}")))),
+        }
     }
 
     fn leaves_the_world(&self, syscall: &Syscall) -> bool {

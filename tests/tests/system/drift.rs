@@ -161,7 +161,11 @@ const ALL: &[Drifted] = &[
         &[("run: func(task: task) -> result<string, string>", "run: func(task: task) -> string")],
         &["the result of function `run`"],
     ),
-    agent("task-field", &[("input: list<u8> }", "input: string }")], &["field `input` of record `task`", "list<u8>"]),
+    agent(
+        "task-field",
+        &[("    input: list<u8>,\n  }\n  /// Runs", "    input: string,\n  }\n  /// Runs")],
+        &["field `input` of record `task`", "list<u8>"],
+    ),
     // Functions that the component calls.
     tool(
         "call-unknown",

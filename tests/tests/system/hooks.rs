@@ -95,6 +95,11 @@ async fn every_active_point_fires_and_each_subject_fits_its_schema() {
     assert!(matches!(exit, Exit::Success(_)), "{exit:?}");
     let (killed, _events) = kernel.spawn(stepper(&world, &json!([{ "op": "sleep", "ms": 600_000 }]))).await.unwrap();
     kernel.kill(killed, "enough").await.unwrap();
+    let note = json!([{ "peers": "send", "to": 2, "topic": "news", "body": "hello" }]);
+    let lone = json!([{ "peers": "publish", "topic": "news", "body": "hello" }]);
+    for task in [note, lone] {
+        assert!(matches!(ended(&kernel, stepper(&world, &task)).await.1, Exit::Success(_)));
+    }
     let quota = ResourceQuota { tool_calls: 1, ..ResourceQuota::STANDARD };
     let twice = json!([call("probe__echo", json!({})), call("probe__echo", json!({}))]);
     let (_, exit) = ended(&kernel, SpawnRequest { quota, ..stepper(&world, &twice) }).await;
@@ -395,7 +400,7 @@ fn what_is_wrong_with_a_hooks_manifest_is_said() {
     // Points whose subsystem is not there yet.
     let listed = world.run(&["--json", "hook", "ls"]).exits(0).lines();
     let state = |point: &str| listed.iter().find(|h| h["point"] == point).unwrap()["state"].clone();
-    assert_eq!((state("ON_MESSAGE"), state("ON_ERROR")), (json!("inactive"), json!("active")));
+    assert_eq!((state("BEFORE_CHECKPOINT"), state("ON_ERROR")), (json!("inactive"), json!("active")));
     let schema = world.run(&["hook", "schema", "before-tool-call"]).exits(0);
     let schema: Value = serde_json::from_str(&schema.stdout).unwrap();
     assert_eq!(schema["properties"]["name"]["type"], "string");

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 7] = [
     &["abi", "audit", "capability", "config", "contract", "grants", "manifest", "metrics", "process", "quota"],
     &["overlay", "storage"],
-    &["context", "tool", "llm"],
+    &["context", "ipc", "tool", "llm"],
     &["syscall", "hook", "bindings"],
     &["plugin", "registry", "engine", "scheduler"],
     &["kernel"],

@@ -25,6 +25,7 @@ mod layers;
 mod llm;
 mod local;
 mod mcp;
+mod peers;
 mod plugins;
 mod project;
 mod sdk;

@@ -28,10 +28,13 @@ pub(super) struct HeadMove<'a> {
 #[derive(Default)]
 pub(super) struct Plan<'a> {
     pub(super) spawns: Vec<&'a ProcessSpec>,
+    pub(super) respecs: BTreeMap<Pid, &'a ProcessSpec>,
     pub(super) usage: BTreeMap<Pid, &'a Usage>,
     pub(super) exits: BTreeMap<Pid, &'a Exit>,
     pub(super) states: BTreeMap<Pid, (ProcessState, Option<&'a str>)>,
     pub(super) journal: Vec<&'a JournalRecord>,
+    /// Up to which position, itself excluded. What a group adds lies behind what it forgets, or is forgotten too.
+    pub(super) forgets: BTreeMap<Pid, Seq>,
     pub(super) pages: Vec<&'a PageRecord>,
     pub(super) metas: BTreeMap<(Pid, u64), &'a PageMeta>,
     pub(super) state: Vec<StateOp<'a>>,
@@ -73,6 +76,14 @@ impl<'a> Plan<'a> {
                 self.out_of_order |= self.spoken_of.contains(&spec.pid);
                 self.spawns.push(spec);
             }
+            Change::Respec(spec) => {
+                self.spoken_of.insert(spec.pid);
+                self.respecs.insert(spec.pid, spec);
+            }
+            Change::Forget(before) => {
+                let known = self.forgets.entry(pid).or_default();
+                *known = (*known).max(*before);
+            }
             Change::Usage(usage) => {
                 self.spoken_of.insert(pid);
                 self.usage.insert(pid, usage);
@@ -87,7 +98,10 @@ impl<'a> Plan<'a> {
                 self.states.remove(&pid);
                 self.out_of_order |= self.exits.insert(pid, exit).is_some();
             }
-            Change::Journal(record) => self.journal.push(record),
+            Change::Journal(record) => {
+                self.out_of_order |= self.forgets.get(&record.pid).is_some_and(|before| record.seq < *before);
+                self.journal.push(record);
+            }
             Change::Page(page) => {
                 self.out_of_order |= self.metas.contains_key(&(page.pid, page.id));
                 self.pages.push(page);

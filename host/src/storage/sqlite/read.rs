@@ -173,6 +173,7 @@ fn process_of(row: &SqliteRow) -> Result<ProcessRow> {
             llm_calls: number(row, "llm_calls")?,
             tool_calls: number(row, "tool_calls")?,
             log_bytes: number(row, "log_bytes")?,
+            store_bytes: number(row, "store_bytes")?,
             wall_us: number(row, "wall_us")?,
         },
         exit,

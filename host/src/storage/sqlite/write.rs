@@ -12,6 +12,7 @@ use sqlx::{Arguments as _, AssertSqlSafe, Encode, Sqlite as Db, Type};
 use super::plan::{HeadMove, Plan, StateOp};
 use super::read;
 use crate::audit::GENESIS;
+use crate::process::ProcessSpec;
 use crate::storage::{PageMeta, PageRecord};
 
 /// The most rows of one statement.
@@ -28,12 +29,17 @@ struct Shape {
 }
 
 const SPAWN: Shape = Shape { head: "INSERT INTO process (pid, spec) VALUES ", columns: 2, tail: "" };
+const RESPEC: Shape = Shape {
+    head: "UPDATE process SET spec = n.column2 FROM (VALUES ",
+    columns: 2,
+    tail: ") AS n WHERE process.pid = n.column1",
+};
 const STATUS: Shape = Shape { head: "INSERT INTO process_status (pid) VALUES ", columns: 1, tail: "" };
 const USAGE: Shape = Shape {
     head: "UPDATE process_status SET fuel = n.column2, slices = n.column3, tokens_in = n.column4, \
            tokens_cached = n.column5, tokens_out = n.column6, micro_usd = n.column7, llm_calls = n.column8, \
-           tool_calls = n.column9, log_bytes = n.column10, wall_us = n.column11 FROM (VALUES ",
-    columns: 11,
+           tool_calls = n.column9, log_bytes = n.column10, wall_us = n.column11, store_bytes = n.column12 FROM (VALUES ",
+    columns: 12,
     tail: ") AS n WHERE process_status.pid = n.column1",
 };
 const EXIT: Shape = Shape {
@@ -205,13 +211,9 @@ impl Writer {
     }
 
     async fn write_processes(&mut self, plan: &Plan<'_>) -> Result<(), Refused> {
-        self.rows(&SPAWN, &plan.spawns, |v, spec| {
-            v.number(spec.pid.0)?;
-            let json = serde_json::to_string(spec);
-            v.add(json.map_err(|source| Refused::ByBackend(sqlx::Error::Encode(source.into())))?)
-        })
-        .await?;
+        self.rows(&SPAWN, &plan.spawns, |v, spec| add_spec(v, spec)).await?;
         self.rows(&STATUS, &plan.spawns, |v, spec| v.number(spec.pid.0)).await?;
+        self.rows(&RESPEC, &plan.respecs, |v, (_, spec)| add_spec(v, spec)).await?;
         self.rows(&USAGE, &plan.usage, |v, (pid, u)| {
             for number in [pid.0, u.fuel, u.slices, u.tokens_in, u.tokens_cached, u.tokens_out] {
                 v.number(number)?;
@@ -220,7 +222,7 @@ impl Writer {
                 Some(price) => v.number(price)?,
                 None => v.add(None::<i64>)?,
             }
-            [u.llm_calls, u.tool_calls, u.log_bytes, u.wall_us].into_iter().try_for_each(|n| v.number(n))
+            [u.llm_calls, u.tool_calls, u.log_bytes, u.wall_us, u.store_bytes].into_iter().try_for_each(|n| v.number(n))
         })
         .await?;
         self.rows(&EXIT, &plan.exits, |v, (pid, exit)| {
@@ -252,6 +254,13 @@ impl Writer {
             }
         })
         .await?;
+        for (pid, before) in &plan.forgets {
+            // Positions that no store holds are all before this one.
+            let before = i64::try_from(*before).unwrap_or(i64::MAX);
+            let forget = sqlx::query("DELETE FROM journal WHERE pid = ? AND seq < ?");
+            let pid = i64::try_from(pid.0).unwrap_or(i64::MAX);
+            forget.bind(pid).bind(before).execute(&mut self.conn).await?;
+        }
         self.rows(&PAGE, &plan.pages, |v, page| add_page(v, page)).await?;
         self.rows(&NEW_META, &plan.pages, |v, page| {
             v.number(page.pid.0)?;
@@ -363,6 +372,12 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+fn add_spec(v: &mut Values, spec: &ProcessSpec) -> Result<(), Refused> {
+    v.number(spec.pid.0)?;
+    let json = serde_json::to_string(spec);
+    v.add(json.map_err(|source| Refused::ByBackend(sqlx::Error::Encode(source.into())))?)
 }
 
 fn add_page(v: &mut Values, page: &PageRecord) -> Result<(), Refused> {

@@ -11,6 +11,7 @@ use crate::context::tokens::Counter;
 use crate::hook::Hook;
 use crate::llm::{self, Resolved as Asked};
 use crate::process::EventKind;
+use crate::quota::Resource;
 use crate::storage::Change;
 use crate::syscall::caller::{Activity, now_ms};
 use crate::syscall::path::Act;
@@ -171,7 +172,7 @@ impl Caller {
             evicted.append(&mut fitted.pinned);
             evicted.append(&mut fitted.evicted);
             let _waiting = self.waits_on(act.ticket.seq, Activity::Model(asked.name.clone()));
-            let request = self.request(act, options, call, asked, fitted.messages, prompt_tokens).await?;
+            let request = self.request(act, options, call, asked, fitted.messages).await?;
             match self.attempt(act, asked, request, prompt_tokens).await {
                 Err(llm::Error::TooLong { .. }) if smaller < MOST_SHRINKS => {
                     smaller += 1;
@@ -193,12 +194,10 @@ impl Caller {
         call: &ModelCall,
         asked: &Asked,
         messages: Vec<Message>,
-        prompt_tokens: u32,
     ) -> Result<llm::Request, llm::Error> {
         let results = self.quoted_results(asked, act.ticket.request).await?;
-        let usage = self.usage();
-        let left =
-            self.spec().quota.tokens.saturating_sub(usage.tokens_in + usage.tokens_out + u64::from(prompt_tokens));
+        // What is held is this prompt's, and one token of the reply.
+        let left = self.account().left(Resource::Tokens) + 1;
         let left = u32::try_from(left).unwrap_or(u32::MAX);
         Ok(llm::Request {
             model: asked.model.clone(),

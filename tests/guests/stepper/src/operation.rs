@@ -4,32 +4,75 @@ use agent_os_sdk::context::{self, PageKind};
 use agent_os_sdk::tools::ToolCall;
 use agent_os_sdk::{Error, Result, llm, log, process, state, step, tools};
 use serde::Deserialize;
+
+use crate::peers::Peers;
 use serde_json::{Value, json};
 
 /// One syscall, or `fail`, which ends the agent.
 #[derive(Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Operation {
-    Call { name: String, arguments: Value },
-    CallAll { calls: Vec<Call> },
+    Call {
+        name: String,
+        arguments: Value,
+    },
+    CallAll {
+        calls: Vec<Call>,
+    },
     Available {},
     Generate(Options),
     Step(Options),
-    Sleep { ms: u64 },
+    Sleep {
+        ms: u64,
+    },
     Pid {},
-    Append { kind: Kind, text: String, importance: Option<f32>, pinned: Option<bool> },
-    Read { id: u64 },
-    Pin { id: u64, pinned: bool },
-    SetImportance { id: u64, importance: f32 },
+    Append {
+        kind: Kind,
+        text: String,
+        importance: Option<f32>,
+        pinned: Option<bool>,
+    },
+    Read {
+        id: u64,
+    },
+    Pin {
+        id: u64,
+        pinned: bool,
+    },
+    SetImportance {
+        id: u64,
+        importance: f32,
+    },
     Pages {},
     Usage {},
-    StateGet { key: String },
-    StatePut { key: String, value: String, expected: Option<u64> },
-    StateDelete { key: String },
-    Log { message: String },
-    Flood { lines: u32, bytes: usize },
-    Spin { turns: u64 },
-    Fail { message: String },
+    StateGet {
+        key: String,
+    },
+    StatePut {
+        key: String,
+        value: String,
+        expected: Option<u64>,
+    },
+    StateDelete {
+        key: String,
+    },
+    Log {
+        message: String,
+    },
+    Flood {
+        lines: u32,
+        bytes: usize,
+    },
+    Spin {
+        turns: u64,
+    },
+    Fail {
+        message: String,
+    },
+    /// The bytes that came with the task, as text.
+    Input {},
+    #[serde(untagged)]
+    Peers(Peers),
 }
 
 #[derive(Deserialize)]
@@ -112,8 +155,10 @@ impl Operation {
                 Value::Null
             }
             Self::Spin { turns } => json!((0..turns).fold(0_u64, |sum, _| std::hint::black_box(sum + 1))),
-            // The interpreter ends before it gets here.
+            Self::Peers(peers) => peers.attempt()?,
+            // The interpreter does these itself.
             Self::Fail { message } => json!(message),
+            Self::Input {} => Value::Null,
         })
     }
 }
