@@ -62,16 +62,16 @@ impl Program {
     pub const MOST_CALLS: usize = 4096;
 }
 
-/// A rank: `base` up to a time, and from then on lower by `rate` a second. The lowest is next; of two that
-/// are equal, the call that was made first.
+/// A rank: `base` at a time, and lower by `rate` each second. The lowest is next; of two that are equal, the
+/// call that joined the queue first.
 ///
 /// It says how it changes, so that the policy looks at a waiting call once, and not at each free slot.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rank {
-    /// At first.
+    /// What it is at `from`.
     pub base: f64,
     /// Seconds of the device's clock.
-    pub falls_from: f64,
+    pub from: f64,
     /// Per second.
     pub rate: f64,
 }
@@ -80,19 +80,19 @@ impl Rank {
     /// One that stays.
     #[must_use]
     pub fn fixed(base: f64) -> Self {
-        Self { base, falls_from: 0.0, rate: 0.0 }
+        Self { base, from: 0.0, rate: 0.0 }
     }
 
     /// The time since `from`, weighted: the longer ago, the lower.
     #[must_use]
     pub fn since(from: f64, weight: f64) -> Self {
-        Self { base: 0.0, falls_from: from, rate: weight }
+        Self { base: 0.0, from, rate: weight }
     }
 
     /// Its value at a time.
     #[must_use]
     pub fn at(self, now: f64) -> f64 {
-        self.rate.mul_add(-(now - self.falls_from).max(0.0), self.base)
+        self.rate.mul_add(self.from - now, self.base)
     }
 }
 
