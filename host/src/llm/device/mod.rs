@@ -140,7 +140,7 @@ impl Device {
     pub async fn acquire(&self, ticket: Ticket, since: Instant) -> Slot {
         let since = self.seconds(since);
         let (id, rung) = self.change(|state, now| {
-            let id = state.queue.push(ticket, since.min(now));
+            let id = state.queue.push(ticket, since.min(now), now);
             let bell = Bell::default();
             let rung = Arc::clone(&bell.rung);
             state.bells.insert(id, bell);
@@ -162,7 +162,7 @@ impl Device {
         }
         place.taken = true;
         self.lock().bells.remove(&id);
-        Slot { device: self.clone(), id, counts: false }
+        Slot { device: self.clone(), id, was: Use::Failed }
     }
 
     /// Waits until then, in seconds of the device's clock; for ever when there is no such time.
@@ -219,26 +219,43 @@ impl Drop for Place<'_> {
     }
 }
 
+/// What came of a slot.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    Done,
+    Failed,
+    Unused,
+}
+
 /// A slot, until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it gives the slot back"]
 pub struct Slot {
     device: Device,
     id: u64,
-    counts: bool,
+    was: Use,
 }
 
 impl Slot {
-    /// Gives it back after a call that came to its end. One that is only dropped is charged for its time,
-    /// and is not one of its program's calls in the history: it failed, or was given up.
+    /// Gives it back after a call that came to its end. One that is only dropped is charged for its time, and
+    /// is not one of its program's calls in the history: it failed, or was given up.
     pub fn done(mut self) {
-        self.counts = true;
+        self.was = Use::Done;
+    }
+
+    /// Gives it back; nobody was asked, and so it does not count for the minute.
+    pub fn unused(mut self) {
+        self.was = Use::Unused;
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.device.change(|state, now| state.queue.release(self.id, now, self.counts));
+        self.device.change(|state, now| match self.was {
+            Use::Done => state.queue.release(self.id, now, true),
+            Use::Failed => state.queue.release(self.id, now, false),
+            Use::Unused => state.queue.return_unused(self.id, now),
+        });
     }
 }
 

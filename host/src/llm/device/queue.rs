@@ -69,6 +69,8 @@ struct Waiter {
     own: Standing,
     raised: Option<Standing>,
     call: Call,
+    /// When it joined the queue: later than `call.since` for an attempt that is made again.
+    joined: f64,
     rank: Rank,
 }
 
@@ -84,6 +86,7 @@ struct Running {
     group: Arc<str>,
     charge: Charge,
     since: f64,
+    prompt_tokens: u32,
 }
 
 #[derive(Debug)]
@@ -129,8 +132,8 @@ impl Queue {
         }
     }
 
-    /// Takes in a call that was made at `since`; its id, by which the other calls name it.
-    pub fn push(&mut self, ticket: Ticket, since: f64) -> u64 {
+    /// Takes in a call that was made at `since`, which is `now` or earlier; its id, by which the others name it.
+    pub fn push(&mut self, ticket: Ticket, since: f64, now: f64) -> u64 {
         self.last_id += 1;
         let Ticket { pid, program: id, agent, standing: own, prompt_tokens } = ticket;
         if self.programs.len() >= MOST_PROGRAMS && !self.programs.contains_key(&id) {
@@ -144,7 +147,7 @@ impl Queue {
         tree.active += 1;
         let call = Call { since, prompt_tokens, weight: weight_of(&own) };
         let rank = self.policy.rank(&call, &tree.program);
-        self.enter(Waiter { id: self.last_id, pid, program: id, own, raised: None, call, rank });
+        self.enter(Waiter { id: self.last_id, pid, program: id, own, raised: None, call, joined: now, rank });
         self.last_id
     }
 
@@ -229,23 +232,23 @@ impl Queue {
         if let Err(later) = self.minute.admit(now, next.call.prompt_tokens) {
             return Next::At(next.id, later);
         }
-        let Waiter { id, program, call, .. } = waiters.swap_remove(at);
+        let Waiter { id, program, call, joined, .. } = waiters.swap_remove(at);
         if waiters.is_empty() {
             self.waiting.remove(&group);
         }
         if let Some(tree) = self.programs.get_mut(&program) {
             tree.program.turns += 1;
-            tree.program.waited += (now - call.since).max(0.0);
+            tree.program.waited += (now - joined).max(0.0);
         }
         let charge = self.shares.charge(&group);
-        self.running.insert(id, Running { program, group, charge, since: now });
+        self.running.insert(id, Running { program, group, charge, since: now, prompt_tokens: call.prompt_tokens });
         Next::Grant(id)
     }
 
     /// A call gives its slot back. Its group and its program are charged for the time; it is one of the
     /// program's calls in the history only if it `counts` (a failed attempt does not).
     pub fn release(&mut self, id: u64, now: f64, counts: bool) {
-        let Some(Running { program, group, charge, since }) = self.running.remove(&id) else { return };
+        let Some(Running { program, group, charge, since, .. }) = self.running.remove(&id) else { return };
         let seconds = (now - since).max(0.0);
         self.shares.settle(&group, charge, seconds);
         if let Some(tree) = self.programs.get_mut(&program) {
@@ -261,9 +264,11 @@ impl Queue {
         self.rest(program);
     }
 
-    /// A call gives its slot back and never used it.
+    /// A call gives its slot back and asked nobody: what the minute allowed it is for the next.
     pub fn return_unused(&mut self, id: u64, now: f64) {
-        self.minute.not_made();
+        if let Some(running) = self.running.get(&id) {
+            self.minute.not_made(running.prompt_tokens);
+        }
         self.release(id, now, false);
     }
 
@@ -280,6 +285,12 @@ impl Queue {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.values().map(Vec::len).sum()
+    }
+
+    /// Programs that are remembered.
+    #[must_use]
+    pub fn programs(&self) -> usize {
+        self.programs.len()
     }
 
     /// Calls that have a slot.

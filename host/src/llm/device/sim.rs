@@ -255,7 +255,7 @@ pub fn run(jobs: &[Job], slots: usize, policy: Box<dyn Policy>, until: f64) -> V
                     standing: this.standing.clone(),
                     prompt_tokens: step.prompt_tokens,
                 };
-                waiting.insert(queue.push(ticket, now), job);
+                waiting.insert(queue.push(ticket, now, now), job);
             }
             Some(call) => {
                 queue.release(call, now, true);
