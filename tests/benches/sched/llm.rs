@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use agent_os_kernel::llm::device::Policy;
 use agent_os_kernel::llm::device::expected::{AGEING, Expected};
 use agent_os_kernel::llm::device::policy::by_name;
-use agent_os_kernel::llm::device::sim::{Job, Oracle, Setup, Trace, flood, jobs, mean_and_p99, run as simulate};
+use agent_os_kernel::llm::device::sim::{Job, Oracle, Setup, Trace, Went, flood, jobs, mean_and_p99, run as simulate};
 use agent_os_kernel::llm::device::sim::{shuffle_names, teach, traces};
 use anyhow::{Context as _, Result, ensure};
 use system_tests::figure::Figure;
@@ -124,10 +124,8 @@ struct Measured {
 }
 
 fn airline() -> Result<(Vec<Trace>, Vec<Trace>)> {
-    let data = env::var_os("AOK_DATA_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
-        PathBuf::from,
-    );
+    let data = env::var_os("AOK_DATA_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"), PathBuf::from);
     let file = data.join("tau-airline/trajectories.jsonl");
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("{} cannot be read; AOK_DATA_DIR names the directory of the data", file.display()))?;
@@ -176,6 +174,27 @@ fn flooded(test: &[Trace]) -> Result<f64> {
     }
     let fair = FLOOD * SLOTS as f64 / 10.0;
     Ok(served.values().map(|s| s / fair).fold(f64::INFINITY, f64::min))
+}
+
+/// Nine tenants who each want `load` of their share, as programs that come by and by, alone and beside a tenth that
+/// wants a hundred times as much: what they were served beside it over alone, and their mean times in seconds.
+fn beside_a_flood(test: &[Trace], load: f64) -> Result<(f64, f64, f64)> {
+    let of = |group: String, load: f64, seed: u64| {
+        let setup = Setup { programs: 200_000, slots: SLOTS, load: load / 10.0, seed };
+        let mut set = jobs(test, setup);
+        set.retain(|job| job.arrives < FLOOD);
+        let group: std::sync::Arc<str> = group.into();
+        set.iter_mut().for_each(|job| job.standing.group = std::sync::Arc::clone(&group));
+        set
+    };
+    let mut set: Vec<Job> = (0..9).flat_map(|n| of(format!("tenant-{n}"), load, n + 1)).collect();
+    let own = set.len();
+    let default = || by_name("expected").context("the default");
+    let served = |went: &[Went]| went[..own].iter().map(|w| w.served).sum::<f64>();
+    let alone = simulate(&set, SLOTS, default()?, FLOOD);
+    set.extend(of("flood".to_owned(), 100.0 * load, 10));
+    let beside = simulate(&set, SLOTS, default()?, FLOOD);
+    Ok((served(&beside) / served(&alone), mean_and_p99(&beside[..own]).0, mean_and_p99(&alone).0))
 }
 
 fn table(all: &[Measured]) -> String {
@@ -232,6 +251,12 @@ pub fn run() -> Result<(Vec<Figure>, String)> {
         Figure::at_most(BENCH, "llm_shuffled_p99_s", shuffled.p99, "s", plas.p99).beside(plas.p99),
     ];
     figures.push(Figure::at_most(BENCH, "llm_flood_share_lost", 1.0 - flooded(&test)?, "of fair share", 0.02));
+    let (served, beside, alone) = beside_a_flood(&test, 0.8)?;
+    figures.push(Figure::at_most(BENCH, "llm_flood_demand_lost", 1.0 - served, "of demand", 0.02));
+    figures.push(plain("llm_flood_others_mean_s", beside, "s").beside(alone));
     all.extend(at_load(GOAL, SEEDS, &FRONTIER.map(Row::Warm), &test, &training)?);
-    Ok((figures, format!("seeds 1 to {SEEDS}, at {GOAL} in the first part 1 to {GOAL_SEEDS}; {SLOTS} slots\n{}", table(&all))))
+    Ok((
+        figures,
+        format!("seeds 1 to {SEEDS}, at {GOAL} in the first part 1 to {GOAL_SEEDS}; {SLOTS} slots\n{}", table(&all)),
+    ))
 }

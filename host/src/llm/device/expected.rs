@@ -18,8 +18,8 @@ use super::history::History;
 use super::policy::{Call, Policy, Program, Rank};
 
 /// The work, in usual programs, that a wait of the usual length is worth where the expectation explains
-/// everything: of six times that length, a whole one.
-pub const AGEING: f64 = 0.03;
+/// everything: of a little over five times that length, a whole one.
+pub const AGEING: f64 = 0.035;
 
 /// The part of it that is left where the expectation explains nothing.
 const AT_LEAST: f64 = 0.125;

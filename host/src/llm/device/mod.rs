@@ -39,8 +39,8 @@ use tokio::time::Instant;
 
 pub use minute::Limits;
 pub use policy::Policy;
-pub use queue::{Standing, Ticket};
 use queue::{Next, Queue};
+pub use queue::{Standing, Ticket};
 
 /// A call in the queue, as its future sees it.
 #[derive(Debug, Default)]

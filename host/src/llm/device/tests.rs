@@ -299,7 +299,8 @@ fn a_tree_is_learned_from_once_its_last_call_is_over() {
     }
     let told = Arc::new(Mutex::new(Vec::new()));
     let mut queue = Queue::new(2, Box::new(Told(Arc::clone(&told))), Limits::default());
-    let [a, b, c] = ["root", "child", "child"].map(|agent| queue.push(Ticket { agent: agent.into(), ..ticket(4) }, 0.0, 1.0));
+    let [a, b, c] =
+        ["root", "child", "child"].map(|agent| queue.push(Ticket { agent: agent.into(), ..ticket(4) }, 0.0, 1.0));
     assert_eq!(queue.granted(3.0), [a, b]);
     queue.release(a, 5.0, true);
     queue.finished(4);
