@@ -2,9 +2,9 @@
 //! for those that have waited longer than is usual.
 //!
 //! The mean time of a program is least when the one with the least work left goes first. What is left is not
-//! known; what programs of the same agent went on to use is ([`super::history`]). With it, this is the
-//! order of the Gittins index for a mean that falls, and of shortest remaining time for agents that always
-//! do the same; without it, of attained service.
+//! known; what programs of the same agent went on to use is ([`super::history`]). With it, this is the order
+//! of shortest expected remaining time (SERPT), the plain relative of the Gittins index: it asks for a mean
+//! where that one asks for the whole distribution. Without a history it is the order of attained service.
 //!
 //! That alone leaves those that are expected to be long behind for too long. So a program's earlier waits
 //! count against its work by their square: measured in the wait that is usual, one of k times that length

@@ -3,8 +3,8 @@
 //! A policy is pure: it sees what is known of a call and of its program, and `now` as a number, so that
 //! the simulator drives the very code that the kernel runs. It knows no slots, no limits and no groups.
 //!
-//! The orders are work-conserving all of them, which is enough for throughput (Zhang et al., arXiv
-//! 2504.07347); they differ in the mean and in the tail of what a whole program takes.
+//! All of the orders are work-conserving, which is enough for throughput (arXiv 2504.07347); they differ in
+//! the mean and in the tail of what a whole program takes.
 
 use std::fmt;
 use std::sync::Arc;
