@@ -110,6 +110,7 @@ fn request() -> Request {
         max_tokens: None,
         response_schema: None,
         results: HashMap::new(),
+        claim: agent_os_kernel::llm::Claim::default(),
     }
 }
 

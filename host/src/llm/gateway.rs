@@ -1,16 +1,16 @@
 //! When and how often a provider is asked: slots, requests and tokens per minute, retries, a circuit
 //! breaker and a deadline, in front of any [`Provider`].
 //!
-//! Order of one call: a slot, the limits per minute, the attempt; a failure for the moment gives the
-//! slot back, waits (what the provider asks for, else longer each time, with jitter) and begins again.
-//! The deadline spans all of it. A provider that failed [`BREAKS_AFTER`] times in a row is left alone
-//! for a while; refusals that are the request's own fault, and being asked to slow down, do not count.
+//! Order of one call: its turn in the [`Device`]'s queue, which keeps the limits per minute too, then the
+//! attempt; a failure for the moment gives the slot back, waits (what the provider asks for, else longer each
+//! time, with jitter) and begins again. A provider that asks to be left alone for a time gets no call
+//! meanwhile. The deadline spans all of it. A provider that failed [`BREAKS_AFTER`] times in a row is left
+//! alone for a while; refusals that are the request's own fault, and being asked to slow down, do not count.
 //!
-//! `governor` counts per minute (GCRA, no background task), `failsafe` is the breaker (its state
-//! machine can be driven by hand, which streaming needs), `backon` gives the waits.
+//! `failsafe` is the breaker (its state machine can be driven by hand, which streaming needs), `backon` gives
+//! the waits.
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use async_trait::async_trait;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use failsafe::failure_policy::{ConsecutiveFailures, consecutive_failures};
 use failsafe::{StateMachine, backoff};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use super::device::expected::Expected;
+use super::device::{Device, Limits, Policy, Standing, Ticket};
 use super::{Delta, Error, Provider, Request};
 use crate::abi::Reply;
 use crate::config::Traffic;
@@ -45,9 +45,7 @@ pub struct Gateway {
     traffic: Traffic,
     /// The first and the longest wait that is made up here.
     wait: (Duration, Duration),
-    slots: Semaphore,
-    requests: Option<DefaultDirectRateLimiter>,
-    tokens: Option<(NonZeroU32, DefaultDirectRateLimiter)>,
+    device: Device,
     breaker: Breaker,
     last_failure: Mutex<String>,
 }
@@ -62,22 +60,22 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Puts `traffic` in front of `provider`, whose name is for messages.
+    /// Puts `traffic` in front of `provider`, whose name is for messages; calls go in the default order.
     #[must_use]
     pub fn new(name: &str, provider: Arc<dyn Provider>, traffic: Traffic) -> Self {
-        let per_minute = |n: Option<u32>| n.and_then(NonZeroU32::new);
+        Self::with_policy(name, provider, traffic, Box::new(Expected::default()))
+    }
+
+    /// The same in the order of `policy`.
+    #[must_use]
+    pub fn with_policy(name: &str, provider: Arc<dyn Provider>, traffic: Traffic, policy: Box<dyn Policy>) -> Self {
+        let limits = Limits { requests: traffic.requests_per_minute, tokens: traffic.tokens_per_minute };
         Self {
             name: name.to_owned(),
             provider,
             traffic,
             wait: WAIT,
-            slots: Semaphore::new(traffic.slots.clamp(1, Semaphore::MAX_PERMITS)),
-            // A burst of a whole minute's requests at once is what the limit of a provider refuses.
-            requests: per_minute(traffic.requests_per_minute).map(|n| {
-                let burst = NonZeroU32::new(n.get().div_ceil(6)).unwrap_or(n);
-                RateLimiter::direct(Quota::per_minute(n).allow_burst(burst))
-            }),
-            tokens: per_minute(traffic.tokens_per_minute).map(|n| (n, RateLimiter::direct(Quota::per_minute(n)))),
+            device: Device::new(traffic.slots, policy, limits),
             breaker: failsafe::Config::new()
                 .failure_policy(consecutive_failures(BREAKS_AFTER, backoff::exponential(OPEN.0, OPEN.1)))
                 .build(),
@@ -85,19 +83,37 @@ impl Gateway {
         }
     }
 
-    /// Waits until the limits per minute allow one more request.
-    async fn paced(&self, request: &Request) {
-        if let Some(requests) = &self.requests {
-            requests.until_ready().await;
+    /// The queue in front of the provider.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// One attempt, when it is the call's turn; `called` is when the call was made.
+    async fn attempt(
+        &self,
+        request: &Arc<Request>,
+        deltas: &UnboundedSender<Delta>,
+        called: Instant,
+    ) -> Result<Reply, Error> {
+        let slot = self.device.acquire(ticket(request), called).await;
+        if !self.breaker.is_call_permitted() {
+            slot.unused();
+            let last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            return Err(Error::Open { provider: self.name.clone(), last });
         }
-        if let Some((most, tokens)) = &self.tokens {
-            let asked = super::estimate_usage(&request.messages, "", &[]).input;
-            // A prompt larger than a minute's tokens takes all of them.
-            if let Some(n) = NonZeroU32::new(asked.min(most.get())) {
-                // It cannot be refused: it is no larger than the burst.
-                let _ = tokens.until_n_ready(n).await;
+        let outcome = self.provider.generate(Arc::clone(request), deltas.clone()).await;
+        self.note(&outcome);
+        match &outcome {
+            Ok(_) => slot.done(),
+            // Before the slot is free for the next one. It may be one model's limit and not the provider's:
+            // after a while somebody asks again.
+            Err(Error::Status { retry_after: Some(after), .. }) => {
+                self.device.pause_until(Instant::now() + (*after).min(OPEN.1));
             }
+            Err(_) => {}
         }
+        outcome
     }
 
     fn note(&self, outcome: &Result<Reply, Error>) {
@@ -117,6 +133,7 @@ impl Gateway {
         deltas: UnboundedSender<Delta>,
         deadline: Instant,
     ) -> Result<Reply, Error> {
+        let called = Instant::now();
         let mut waits = ExponentialBuilder::new()
             .with_min_delay(self.wait.0)
             .with_max_delay(self.wait.1)
@@ -124,17 +141,7 @@ impl Gateway {
             .with_jitter()
             .build();
         loop {
-            let outcome = {
-                // The semaphore is never closed.
-                let _slot = self.slots.acquire().await;
-                if !self.breaker.is_call_permitted() {
-                    let last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                    return Err(Error::Open { provider: self.name.clone(), last });
-                }
-                self.paced(&request).await;
-                self.provider.generate(Arc::clone(&request), deltas.clone()).await
-            };
-            self.note(&outcome);
+            let outcome = self.attempt(&request, &deltas, called).await;
             let error = match outcome {
                 Err(e) if e.is_transient() => e,
                 other => return other,
@@ -155,6 +162,16 @@ impl Gateway {
     }
 }
 
+fn ticket(request: &Request) -> Ticket {
+    Ticket {
+        pid: request.claim.pid,
+        program: request.claim.program,
+        agent: request.agent.as_str().into(),
+        standing: request.claim.standing.clone(),
+        prompt_tokens: super::estimate_usage(&request.messages, "", &[]).input,
+    }
+}
+
 #[async_trait]
 impl Provider for Gateway {
     async fn generate(&self, request: Arc<Request>, deltas: UnboundedSender<Delta>) -> Result<Reply, Error> {
@@ -171,6 +188,14 @@ impl Provider for Gateway {
 
     fn window(&self, model: &str) -> u32 {
         self.provider.window(model)
+    }
+
+    fn raise(&self, pid: u64, to: Option<&Standing>) {
+        self.device.raise(pid, to);
+    }
+
+    fn finished(&self, program: u64) {
+        self.device.finished(program);
     }
 
     async fn stop(&self) {
@@ -239,6 +264,7 @@ mod tests {
             max_tokens: None,
             response_schema: None,
             results: std::collections::HashMap::new(),
+            claim: crate::llm::Claim::default(),
         })
     }
 
@@ -331,8 +357,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_provider_that_asks_for_a_pause_is_asked_by_nobody_meanwhile() {
+        let flaky = Flaky::new(vec![status(429, 300)]);
+        let gateway = gateway(&flaky, Traffic { retries: 0, ..Traffic::default() });
+        let began = Instant::now();
+        assert!(matches!(ask(&gateway).await.0, Err(Error::Status { status: 429, .. })));
+        // Another call, which was told nothing, waits as well, and holds no slot.
+        let (reply, load) = tokio::join!(ask(&gateway), async {
+            tokio::task::yield_now().await;
+            gateway.device().load()
+        });
+        assert!(reply.0.is_ok() && began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+        assert_eq!((load.running, load.waiting), (0, 1));
+    }
+
+    #[tokio::test]
     async fn requests_and_tokens_per_minute_are_kept() {
-        // governor reads the machine's clock: the first request goes at once, a later one must wait.
+        // The first request goes at once, a later one must wait.
         for traffic in [
             Traffic { requests_per_minute: Some(1), timeout_s: 1, ..Traffic::default() },
             // One prompt is 1000 tokens.

@@ -4,10 +4,11 @@
 //! reply at the end. It knows no process, no pages and no store.
 //!
 //! [`models`] finds who answers for a name, [`gateway`] decides when and how often a provider is
-//! asked, [`remote`] makes one attempt over HTTP ([`http`]), [`constrained`] makes tool calls of plain text,
+//! asked, [`device`] whose turn it is, [`remote`] makes one attempt over HTTP ([`http`]), [`constrained`] makes tool calls of plain text,
 //! [`local`] keeps a llama.cpp server running, [`prices`] says what it cost.
 
 pub mod constrained;
+pub mod device;
 pub mod gateway;
 mod http;
 pub mod local;
@@ -181,6 +182,17 @@ pub enum Delta {
     },
 }
 
+/// On whose account a request is made: what the [`device`] orders calls by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// The process.
+    pub pid: u64,
+    /// The root of its process tree; [`Provider::finished`] ends it.
+    pub program: u64,
+    /// Its group and nice value, or those that it was raised to.
+    pub standing: device::Standing,
+}
+
 /// One request: the window as messages, and what may be called.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -202,6 +214,8 @@ pub struct Request {
     pub response_schema: Option<serde_json::Value>,
     /// Results of earlier tool calls by call id, for those that [`Provider::references`] named.
     pub results: std::collections::HashMap<String, String>,
+    /// On whose account.
+    pub claim: Claim,
 }
 
 /// A model provider.
@@ -222,6 +236,17 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
 
     /// Size of the model's window in tokens, as far as it is known.
     fn window(&self, model: &str) -> u32;
+
+    /// Raises the requests of a process that wait for their turn to the standing of one that waits for it;
+    /// `None` when that one does so no longer.
+    fn raise(&self, pid: u64, to: Option<&device::Standing>) {
+        let _ = (pid, to);
+    }
+
+    /// A process tree ended. It makes no request any more, and what it used is learned from.
+    fn finished(&self, program: u64) {
+        let _ = program;
+    }
 
     /// Stops what runs on this machine for the provider.
     async fn stop(&self) {}

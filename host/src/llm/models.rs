@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use super::device::Standing;
 use super::gateway::Gateway;
 use super::local::{self, Local, Places};
 use super::prices::Prices;
@@ -186,12 +187,26 @@ impl Models {
             .collect()
     }
 
+    /// All providers that were asked for so far.
+    fn all(&self) -> Vec<Arc<dyn Provider>> {
+        self.providers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// Stops what runs on this machine for models.
     pub async fn stop(&self) {
-        let all: Vec<_> = self.providers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        for provider in all {
+        for provider in self.all() {
             provider.stop().await;
         }
+    }
+
+    /// Raises what waits of a process's requests, at every provider: see [`Provider::raise`].
+    pub fn raise(&self, pid: u64, to: Option<&Standing>) {
+        self.all().iter().for_each(|provider| provider.raise(pid, to));
+    }
+
+    /// Tells every provider that a process tree ended: see [`Provider::finished`].
+    pub fn finished(&self, program: u64) {
+        self.all().iter().for_each(|provider| provider.finished(program));
     }
 
     /// What there is to choose from.

@@ -388,6 +388,7 @@ impl Remote {
             max_tokens: Some(256),
             response_schema: None,
             results: HashMap::new(),
+            claim: about.claim.clone(),
         };
         let (deltas, _) = tokio::sync::mpsc::unbounded_channel();
         loop {

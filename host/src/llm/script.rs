@@ -449,6 +449,7 @@ mod tests {
             max_tokens: None,
             response_schema: None,
             results: results.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            claim: crate::llm::Claim::default(),
         }
     }
 

@@ -74,6 +74,7 @@ fn request(index: u64, messages: Vec<Message>, tools: Vec<ToolSpec>) -> Request 
         max_tokens: None,
         response_schema: None,
         results: std::collections::HashMap::new(),
+        claim: agent_os_kernel::llm::Claim::default(),
     }
 }
 

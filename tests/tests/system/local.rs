@@ -54,6 +54,7 @@ async fn ask(provider: &dyn Provider, text: &str) -> Result<Reply, Error> {
         max_tokens: Some(8),
         response_schema: None,
         results: std::collections::HashMap::new(),
+        claim: agent_os_kernel::llm::Claim::default(),
     };
     let (deltas, _) = tokio::sync::mpsc::unbounded_channel();
     provider.generate(Arc::new(request), deltas).await

@@ -200,6 +200,7 @@ mod tests {
             max_tokens: None,
             response_schema: None,
             results: HashMap::new(),
+            claim: crate::llm::Claim::default(),
         };
         let call = |id: &str, arguments: &str| json!({"type": "function", "id": id, "function": {"name": "t", "arguments": arguments}});
         let (messages, tools) = openai_body(&request);

@@ -210,6 +210,7 @@ impl Caller {
             max_tokens: options.max_tokens.map(|m| m.min(left)).or((left < QUOTA_IS_NEAR).then_some(left)),
             response_schema: call.schema.clone(),
             results,
+            claim: llm::Claim::default(),
         })
     }
 
