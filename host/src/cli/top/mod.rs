@@ -91,7 +91,8 @@ pub(super) async fn run<S: Source>(args: Args, source: &S, out: &mut Out) -> Res
     if args.n.is_some() {
         return Err(usage("`-n` counts snapshots, and the live view has none", "add `--batch` or `--json`"));
     }
-    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if dumb || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Err(usage(
             "the live view needs a terminal for its input and its output",
             "write snapshots with `aok top --batch` or `--json`, or run it in a terminal",
@@ -146,8 +147,10 @@ impl<'a, S: Source> Live<'a, S> {
         let source = self.source;
         let mut looking: Option<Pending<'a, Snapshot>> = Some(Box::pin(source.snapshot()));
         let mut acts = Acts { source, queue: VecDeque::new(), running: None };
-        // When to look next; while looking, when to say that it takes long.
-        let mut next = Instant::now() + self.patience.look;
+        // When to look next, and whether at once when the look that is on its way ends.
+        let (mut next, mut again) = (Instant::now(), false);
+        // When to say that a look takes long.
+        let mut patience = Instant::now() + self.patience.look;
         let mut looks = 0_u32;
         let mut redraw = false;
         loop {
@@ -161,7 +164,10 @@ impl<'a, S: Source> Live<'a, S> {
                         redraw = asks_for_all(&event);
                         match self.take(&event) {
                             Some(Action::Quit) => break,
-                            Some(action) => acts.add(action),
+                            Some(action) => {
+                                self.model.tell(format!("{} …", action.name()), false);
+                                acts.add(action);
+                            }
                             None => {}
                         }
                     }
@@ -172,19 +178,22 @@ impl<'a, S: Source> Live<'a, S> {
                     self.see(seen);
                     looks = looks.saturating_add(1);
                     next = Instant::now() + if looks == 1 { self.every.min(SOON) } else { self.every };
+                    if std::mem::take(&mut again) {
+                        next = Instant::now();
+                    }
                 }
                 (action, end) = acts.next() => {
                     self.tell(action, end);
-                    // What it changed is of interest now.
-                    next = Instant::now();
+                    // What it changed is of interest now; a look that began before may not show it.
+                    (next, again) = (Instant::now(), looking.is_some());
                 }
                 () = sleep_until(next), if looking.is_none() && !self.model.paused => {
                     looking = Some(Box::pin(source.snapshot()));
-                    next = Instant::now() + self.patience.look;
+                    patience = Instant::now() + self.patience.look;
                 }
-                () = sleep_until(next), if looking.is_some() => {
+                () = sleep_until(patience), if looking.is_some() => {
                     self.model.look_failed("no answer yet; still waiting");
-                    next = Instant::now() + self.patience.look;
+                    patience = Instant::now() + self.patience.look;
                 }
             }
         }
@@ -216,7 +225,7 @@ impl<'a, S: Source> Live<'a, S> {
 
     fn tell(&mut self, action: Action, end: Result<(), ApiError>) {
         match end {
-            Ok(()) => self.model.tell(action.name(), false),
+            Ok(()) => self.model.tell(format!("done: {}", action.name()), false),
             Err(e) => self.model.tell(format!("{}: {}; {}", action.name(), e.message, e.hint), true),
         }
     }

@@ -18,10 +18,10 @@ use crate::process::Pid;
 struct Fake {
     looks: Cell<u64>,
     done: RefCell<Vec<Action>>,
-    /// How long a look takes.
-    slow: Duration,
-    /// How long an action takes.
-    slow_act: Duration,
+    /// From this look on, none comes to an end.
+    silent_from: Option<u64>,
+    /// No action comes to an end before this says so.
+    holds: Cell<bool>,
     /// From this look on, the store answers.
     gone_from: Option<u64>,
     /// What every action ends with.
@@ -30,8 +30,10 @@ struct Fake {
 
 impl Source for Fake {
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
-        tokio::time::sleep(self.slow).await;
         let look = self.looks.get() + 1;
+        if self.silent_from.is_some_and(|silent| look >= silent) {
+            std::future::pending::<()>().await;
+        }
         self.looks.set(look);
         let live = self.gone_from.is_none_or(|gone| look < gone);
         let busy = |pid| Process { cpu_us: Some(look * 1_000 * pid), ..process(pid) };
@@ -39,116 +41,153 @@ impl Source for Fake {
     }
 
     async fn act(&self, action: Action) -> Result<(), ApiError> {
-        tokio::time::sleep(self.slow_act).await;
+        until(|| !self.holds.get()).await;
         self.done.borrow_mut().push(action);
         self.refusal.clone().map_or(Ok(()), Err)
     }
 }
 
-/// Keys, 20 ms apart. `\u{c}` is Ctrl-L.
-fn typed(text: &str) -> impl Stream<Item = io::Result<Event>> + Unpin {
-    let events: Vec<_> = text
-        .chars()
-        .map(|c| match c {
-            '\u{c}' => KeyEvent::new(KeyCode::Char('l'), KeyModifiers::CONTROL),
-            c => KeyEvent::new(KeyCode::Char(c), KeyModifiers::NONE),
-        })
-        .collect();
-    Box::pin(stream::iter(events).then(async |key| {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        Ok(Event::Key(key))
-    }))
+/// Waits until something is so.
+async fn until(so: impl Fn() -> bool) {
+    while !so() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
-fn live(source: &Fake) -> Live<'_, Fake> {
-    let patience = Patience { look: Duration::from_millis(200), farewell: Duration::from_millis(100) };
-    let every = Duration::from_millis(30);
-    Live { source, theme: Theme { colour: false }, every, patience, model: Model::new() }
+/// What a user does.
+enum Step<'a> {
+    /// Presses these, one after the other; `\u{c}` is Ctrl-L.
+    Press(&'static str),
+    /// Waits until something is so.
+    Until(Box<dyn Fn() -> bool + 'a>),
 }
 
-/// Runs the view and returns how it ended and what it drew last.
-async fn watch(source: &Fake, keys: &str) -> (Result<(), Error>, String) {
+fn looked<'a>(source: &'a Fake, times: u64) -> Step<'a> {
+    Step::Until(Box::new(move || source.looks.get() >= times))
+}
+
+fn acted<'a>(source: &'a Fake, times: usize) -> Step<'a> {
+    Step::Until(Box::new(move || source.done.borrow().len() >= times))
+}
+
+/// Runs the view for a user who does this, and returns how it ended and what it drew last.
+async fn watch(source: &Fake, every: Duration, steps: Vec<Step<'_>>) -> (Result<(), Error>, String) {
+    let event = |c| match c {
+        '\u{c}' => KeyEvent::new(KeyCode::Char('l'), KeyModifiers::CONTROL),
+        c => KeyEvent::new(KeyCode::Char(c), KeyModifiers::NONE),
+    };
+    let events = stream::iter(steps).then(async |step| match step {
+        Step::Press(keys) => keys.chars().map(|c| Ok(Event::Key(event(c)))).collect(),
+        Step::Until(so) => {
+            until(so).await;
+            Vec::new()
+        }
+    });
+    let patience = Patience { look: Duration::from_millis(50), farewell: Duration::from_millis(50) };
+    let mut live = Live { source, theme: Theme { colour: false }, every, patience, model: Model::new() };
     let mut terminal = Terminal::new(TestBackend::new(100, 20)).unwrap();
-    let mut live = live(source);
-    let end = live.run(&mut terminal, typed(keys), || Ok(false)).await;
+    let end = live.run(&mut terminal, Box::pin(events.flat_map(stream::iter)), || Ok(false)).await;
     (end, terminal.backend().to_string())
 }
+
+const OFTEN: Duration = Duration::from_millis(5);
+const HOURLY: Duration = Duration::from_secs(3_600);
 
 #[tokio::test]
 async fn it_looks_again_and_again_until_it_is_left() {
     let source = Fake::default();
-    let (end, drawn) = watch(&source, &format!("{}q", "j".repeat(20))).await;
+    let (end, drawn) = watch(&source, OFTEN, vec![looked(&source, 5), Step::Press("jq")]).await;
     assert!(end.is_ok());
-    assert!(source.looks.get() > 2, "{} looks", source.looks.get());
     assert!(drawn.contains("aok top · 3 processes: 3 S"), "{drawn}");
 }
 
 #[tokio::test]
 async fn a_pause_looks_at_nothing() {
     let source = Fake::default();
-    let (_, drawn) = watch(&source, &format!("p{}q", "j".repeat(50))).await;
-    assert_eq!(source.looks.get(), 1);
+    let paused = Cell::new(None);
+    let wait = Step::Until(Box::new(|| {
+        // Some fifty times as long as it is from one look to the next.
+        let since = paused.get().unwrap_or_else(Instant::now);
+        paused.set(Some(since));
+        since.elapsed() > OFTEN * 50
+    }));
+    let (_, drawn) = watch(&source, OFTEN, vec![looked(&source, 1), Step::Press("p"), wait, Step::Press("jq")]).await;
+    assert!(source.looks.get() <= 2, "{} looks", source.looks.get());
     assert!(drawn.contains("PAUSED"), "{drawn}");
 }
 
 #[tokio::test]
-async fn actions_are_carried_out_in_order_and_their_end_is_told() {
-    let refusal = ApiError::new(Code::BadState, "process 1 has ended", "`aok ps` shows it");
-    let source = Fake { refusal: Some(refusal), slow_act: Duration::from_millis(50), ..Fake::default() };
-    // The second is still on its way when the view is left: it is carried out, and its failure told.
-    let (end, drawn) = watch(&source, "jxt\u{c}\u{c}xsq").await;
+async fn actions_are_carried_out_in_order_and_the_last_one_is_not_lost() {
+    let source = Fake { refusal: Some(ended()), holds: Cell::new(true), ..Fake::default() };
+    let release = Step::Until(Box::new(|| {
+        source.holds.set(false);
+        true
+    }));
+    // Both are still on their way when the view is left.
+    let steps = vec![looked(&source, 1), Step::Press("\u{c}jxtxs"), release, Step::Press("q")];
+    let (end, _) = watch(&source, HOURLY, steps).await;
     let signal = |signal| Action::Signal { pid: Pid(2), signal };
     assert_eq!(*source.done.borrow(), [signal(Signal::Term), signal(Signal::Stop)]);
-    assert_eq!(end.unwrap_err().exit(), 2);
-    assert!(!drawn.contains("KILL"), "{drawn}");
+    assert!(end.is_ok() || end.unwrap_err().exit() == 2);
+}
+
+fn ended() -> ApiError {
+    ApiError::new(Code::BadState, "process 1 has ended", "`aok ps` shows it")
 }
 
 #[tokio::test]
 async fn an_end_is_told_on_the_message_line() {
     for (refusal, expected) in [
-        (None, "· TERM to process 1"),
-        (
-            Some(ApiError::new(Code::ReadOnly, "no kernel runs", "start one")),
-            "! TERM to process 1: no kernel runs; start one",
-        ),
+        (None, "· done: TERM to process 1"),
+        (Some(ended()), "! TERM to process 1: process 1 has ended; `aok ps` shows it"),
     ] {
         let source = Fake { refusal, ..Fake::default() };
-        let mut terminal = Terminal::new(TestBackend::new(100, 20)).unwrap();
-        let mut live = live(&source);
-        let keys = Box::pin(typed("sxt").chain(stream::pending()));
-        let watching = live.run(&mut terminal, keys, || Ok(false));
-        assert!(tokio::time::timeout(Duration::from_millis(300), watching).await.is_err());
-        let drawn = terminal.backend().to_string();
-        assert!(drawn.contains(expected), "{drawn}");
+        // The look that it brings begins after its end was told.
+        let steps = vec![looked(&source, 1), Step::Press("sxt"), acted(&source, 1), looked(&source, 2)];
+        let (end, drawn) = watch(&source, HOURLY, steps).await;
+        assert!(end.is_err() && drawn.contains(expected), "{drawn}");
     }
 }
 
 #[tokio::test]
+async fn what_an_action_changed_is_looked_at_at_once() {
+    let source = Fake::default();
+    // The first two looks come by themselves, the next would come in an hour.
+    let steps = vec![looked(&source, 2), Step::Press("xt"), looked(&source, 3), Step::Press("xs"), looked(&source, 4)];
+    let watching = watch(&source, HOURLY, steps);
+    assert!(tokio::time::timeout(Duration::from_secs(60), watching).await.is_ok());
+    assert_eq!(source.done.borrow().len(), 2);
+}
+
+#[tokio::test]
 async fn keys_are_taken_while_the_kernel_is_silent() {
-    let source = Fake { slow: Duration::from_secs(3_600), ..Fake::default() };
-    let (end, drawn) = watch(&source, &format!("{}q", "j".repeat(20))).await;
+    let source = Fake { silent_from: Some(1), ..Fake::default() };
+    let began = Instant::now();
+    let wait = Step::Until(Box::new(move || began.elapsed() > Duration::from_millis(400)));
+    let (end, drawn) = watch(&source, OFTEN, vec![wait, Step::Press("\u{c}q")]).await;
     assert!(end.is_ok());
-    assert!(drawn.contains("looking") && drawn.contains("no answer yet"), "{drawn}");
+    assert!(drawn.contains("aok top · looking") && drawn.contains("no answer yet"), "{drawn}");
 }
 
 #[tokio::test]
 async fn a_silent_action_does_not_keep_the_user() {
-    let source = Fake { slow_act: Duration::from_secs(3_600), ..Fake::default() };
-    let (end, _) = watch(&source, "jxtq").await;
+    let source = Fake { holds: Cell::new(true), ..Fake::default() };
+    let watching = watch(&source, OFTEN, vec![looked(&source, 1), Step::Press("jxtq")]);
+    let (end, _) = tokio::time::timeout(Duration::from_secs(60), watching).await.unwrap();
     assert_eq!(end.unwrap_err().exit(), 5);
 }
 
 #[tokio::test]
 async fn a_kernel_that_goes_is_told_and_the_store_is_shown() {
     let source = Fake { gone_from: Some(3), ..Fake::default() };
-    let (_, drawn) = watch(&source, &format!("{}q", "j".repeat(30))).await;
+    let (_, drawn) = watch(&source, OFTEN, vec![looked(&source, 6), Step::Press("jq")]).await;
     assert!(drawn.contains("the kernel is gone") && drawn.contains("no kernel · 3 processes"), "{drawn}");
-    assert!(source.looks.get() > 4);
 }
 
 #[tokio::test]
 async fn a_terminal_that_closes_ends_it() {
-    let (end, _) = watch(&Fake::default(), "jj").await;
+    let source = Fake::default();
+    let (end, _) = watch(&source, OFTEN, vec![Step::Press("jj")]).await;
     let Err(Error::Failed(e)) = end else { panic!("{end:?}") };
     assert_eq!((e.code, e.message.as_str()), (Code::Io, "the terminal cannot be used: it was closed"));
 }

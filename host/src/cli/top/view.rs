@@ -19,22 +19,22 @@ const KEYS: [&str; 9] =
     ["h help", "q quit", "/ filter", "s sort", "x signal", "n nice", "t tree", "r reverse", "p pause"];
 
 /// What `h` shows.
-const HELP: &str = "\
- ↑ ↓ k j      a process up, down       s  next order: cpu pid tokens cost name state
- PgUp PgDn    a page up, down          r  reverse the order
- Home         the first line, whoever  t  tree, or list
-              comes to be there        p  pause, or go on
- End          the last process         n  nice: -20 (most) to 19 (least)
- Ctrl-L       draw all anew            x  signal: TERM KILL STOP CONT
- q Ctrl-C     leave                    /  filter
- Esc          give up what is asked; take the filter away; leave
-
- The filter is a part of name, agent, group or state, or one letter of
-   R running  A waiting for approval  S waiting  T stopped  W swapped out  Z ended
- CPU% is of one worker. NI with * is lent by who waits for it. PAGES are
- in the window / in the store only. TOK/S and TOKENS: prompt and answer.
-
- Any key goes back.";
+const HELP: &str = "
+ Up Down k j   a process up, down      s  next order: cpu pid tokens cost
+ PgUp PgDn     a page up, down            name state
+ Home          the first line,         r  reverse the order
+               whoever comes there     t  tree, or list
+ End           the last process        p  pause, or go on
+ Ctrl-L        draw all anew           n  nice: -20 (most) to 19 (least)
+ q Ctrl-C      leave                   x  signal: TERM KILL STOP CONT
+ Esc           give up what is asked,  /  filter: a part of name, agent,
+               else the filter,           group or state, or one letter:
+               else leave              R running     A waiting for approval
+                                       S waiting     T stopped
+ CPU%   of one worker                  W swapped out Z ended
+ NI *   lent by who waits for it
+ PAGES  in the window / swapped out    Any key goes back.
+ TOK/S  prompt and answer";
 
 /// Deepest indentation in the tree; deeper ones are drawn there too.
 const DEEPEST: usize = 8;
@@ -107,18 +107,13 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &mut Model, theme: Theme, every
     if let Some(row) = model.selected() {
         lines(frame, detail, &detail_text(row), Style::new());
     }
-    let said = said(model, theme);
     let footer = [keys_text(keys.width)];
-    match said {
-        Some((text, style)) if message.height == 0 => {
-            lines(frame, keys, std::slice::from_ref(&text), style);
-            set_cursor(frame, keys, model, &text);
-        }
+    match said(model, theme) {
+        Some(said) if message.height == 0 => draw_said(frame, keys, &said),
         said => {
             lines(frame, keys, &footer, Style::new().add_modifier(Modifier::DIM));
-            if let Some((text, style)) = said {
-                lines(frame, message, std::slice::from_ref(&text), style);
-                set_cursor(frame, message, model, &text);
+            if let Some(said) = said {
+                draw_said(frame, message, &said);
             }
         }
     }
@@ -130,14 +125,14 @@ fn lines(frame: &mut Frame<'_>, area: Rect, texts: &[String], style: Style) {
     frame.render_widget(Paragraph::new(lines).style(style), area);
 }
 
-/// Shows where the next letter goes, where one is typed.
-fn set_cursor(frame: &mut Frame<'_>, area: Rect, model: &Model, text: &str) {
-    if area.is_empty() || !matches!(model.prompt, Some(Prompt::Filter { .. } | Prompt::Nice { .. })) {
-        return;
+/// Writes what is asked or told, and shows where the next letter goes.
+fn draw_said(frame: &mut Frame<'_>, area: Rect, said: &Said) {
+    let text = format!("{}{}", said.text, said.keys);
+    lines(frame, area, &[text], said.style);
+    if said.typing && !area.is_empty() {
+        let width = u16::try_from(Line::from(clean(&said.text)).width()).unwrap_or(u16::MAX);
+        frame.set_cursor_position((area.x + width.min(area.width - 1), area.y));
     }
-    let typed = text.split("  [").next().unwrap_or(text);
-    let x = u16::try_from(Line::from(typed).width()).unwrap_or(u16::MAX).min(area.width - 1);
-    frame.set_cursor_position((area.x + x, area.y));
 }
 
 /// The table: its head, and as many processes as fit.
@@ -278,24 +273,42 @@ fn detail_text(row: &Row) -> [String; 2] {
 }
 
 /// What is asked or told.
-fn said(model: &Model, theme: Theme) -> Option<(String, Style)> {
+struct Said {
+    text: String,
+    /// What may be pressed, behind it.
+    keys: &'static str,
+    style: Style,
+    /// Whether letters go to the end of the text.
+    typing: bool,
+}
+
+fn said(model: &Model, theme: Theme) -> Option<Said> {
     let bad = theme.colour(Color::Red).add_modifier(Modifier::BOLD);
-    let asks = Style::new().add_modifier(Modifier::BOLD);
+    let style = Style::new().add_modifier(Modifier::BOLD);
+    let asks = |text| Said { text, keys: "", style, typing: false };
     Some(match &model.prompt {
-        Some(Prompt::Filter { .. }) => (format!("filter: {}  [Enter keeps, Esc gives up]", model.filter), asks),
+        Some(Prompt::Filter { .. }) => {
+            let keys = "  [Enter keeps, Esc gives up]";
+            Said { keys, typing: true, ..asks(format!("filter: {}", model.filter)) }
+        }
         Some(Prompt::Nice { pid, name, text, wrong: false }) => {
-            (format!("nice of {pid} ({name}), -20 to 19: {text}  [Enter, Esc]"), asks)
+            let text = format!("nice of {pid} ({name}), -20 to 19: {text}");
+            Said { keys: "  [Enter, Esc]", typing: true, ..asks(text) }
         }
         Some(Prompt::Nice { pid, text, wrong: true, .. }) => {
-            (format!("a whole number from -20 to 19! nice of {pid}: {text}  [Enter, Esc]"), bad)
+            let text = format!("a whole number from -20 to 19! nice of {pid}: {text}");
+            Said { text, keys: "  [Enter, Esc]", style: bad, typing: true }
         }
         Some(Prompt::Signal { pid, name }) => {
-            (format!("signal: t TERM, k KILL, s STOP, c CONT, Esc none; to {pid} ({name})"), asks)
+            asks(format!("signal: t TERM, k KILL, s STOP, c CONT, Esc none; to {pid} ({name})"))
         }
-        Some(Prompt::Kill { pid, name }) => (format!("KILL {pid} ({name}) without a chance to finish? y/N"), bad),
+        Some(Prompt::Kill { pid, name }) => {
+            Said { style: bad, ..asks(format!("KILL {pid} ({name}) without a chance to finish? y/N")) }
+        }
         None => {
             let notice = model.notice()?;
-            (format!("{} {}", if notice.bad { "!" } else { "·" }, notice.text), if notice.bad { bad } else { asks })
+            let (mark, style) = if notice.bad { ("!", bad) } else { ("·", style) };
+            Said { style, ..asks(format!("{mark} {}", notice.text)) }
         }
     })
 }
@@ -441,13 +454,12 @@ mod tests {
         for mode in ["", "h", "/pla", "n99\n", "x", "xk", "t", "/zzz\n"] {
             let mut model = seen(one_of_each());
             typed(&mut model, mode);
-            for (width, height) in
-                [1, 2, 3, 5, 9, 19, 34, 59, 81].into_iter().flat_map(|w| (1..=18).map(move |h| (w, h)))
-            {
+            let widths = [1, 2, 5, 19, 34, 81];
+            for (width, height) in widths.into_iter().flat_map(|w| (1..=17).map(move |h| (w, h))) {
                 assert_eq!(drawn(&mut model, width, height).len(), usize::from(height), "{mode} {width}x{height}");
             }
-            drawn(&mut model, 500, 200);
         }
+        drawn(&mut seen(one_of_each()), 500, 200);
         drawn(&mut Model::new(), 1, 1);
     }
 
@@ -478,6 +490,12 @@ mod tests {
         assert_eq!(line("x"), "signal: t TERM, k KILL, s STOP, c CONT, Esc none; to 1 (planner)");
         assert_eq!(line("xk"), "KILL 1 (planner) without a chance to finish? y/N");
         assert_eq!(line("xkn"), "· nothing was killed");
+        // The cursor is where the next letter goes, whatever was typed.
+        let mut model = seen(one_of_each());
+        typed(&mut model, "/日本  [x");
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        terminal.draw(|frame| draw(frame, &mut model, Theme { colour: false }, "1 s")).unwrap();
+        terminal.backend_mut().assert_cursor_position((16, 22));
         let mut model = seen(one_of_each());
         model.look_failed("the store failed");
         assert_eq!(drawn(&mut model, 80, 24)[22], "! the store failed");
@@ -490,7 +508,8 @@ mod tests {
         assert!(lines[2].contains("filter \"zz\": 0"), "{}", lines[2]);
         assert_eq!(lines[4], "  no process matches the filter");
         typed(&mut model, "h");
-        assert!(drawn(&mut model, 80, 24).iter().any(|l| l == " Any key goes back."), "the help has no room");
+        assert!(drawn(&mut model, 80, 24).iter().any(|l| l.ends_with("answer")), "the help has no room");
+        assert!(HELP.lines().all(|l| l.len() < 80));
     }
 
     #[test]
