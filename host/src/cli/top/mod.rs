@@ -155,7 +155,7 @@ impl<'a, S: Source> Live<'a, S> {
         let mut redraw = false;
         loop {
             if retake().map_err(|e| terminal_failed(&e))? || std::mem::take(&mut redraw) {
-                terminal.clear().map_err(|e| terminal_failed(&e))?;
+                forget_drawn(terminal).map_err(|e| terminal_failed(&e))?;
             }
             self.draw(terminal)?;
             tokio::select! {
@@ -235,6 +235,17 @@ impl<'a, S: Source> Live<'a, S> {
 fn asks_for_all(event: &Event) -> bool {
     let Event::Key(key) = event else { return false };
     key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('l')
+}
+
+/// Empties the screen, so that all of it is drawn next.
+///
+/// [`Terminal::clear`] would ask the terminal where its cursor is, and the answer comes among the keys,
+/// where somebody else reads it.
+fn forget_drawn<B: Backend>(terminal: &mut Terminal<B>) -> Result<(), B::Error> {
+    terminal.backend_mut().clear()?;
+    // What was drawn last is now compared with nothing.
+    terminal.swap_buffers();
+    Ok(())
 }
 
 /// The actions that are not done yet, in their order.

@@ -184,6 +184,23 @@ async fn a_kernel_that_goes_is_told_and_the_store_is_shown() {
     assert!(drawn.contains("the kernel is gone") && drawn.contains("no kernel · 3 processes"), "{drawn}");
 }
 
+#[test]
+fn what_something_else_wrote_on_the_screen_is_drawn_over() {
+    let mut terminal = Terminal::new(TestBackend::new(20, 3)).unwrap();
+    let mut model = Model::new();
+    let mut draw = |terminal: &mut Terminal<TestBackend>| {
+        terminal.draw(|frame| view::draw(frame, &mut model, Theme { colour: false }, "1 s")).unwrap();
+        terminal.backend().to_string()
+    };
+    let good = draw(&mut terminal);
+    let mut strange = ratatui::buffer::Cell::default();
+    strange.set_symbol("#");
+    terminal.backend_mut().draw([(3, 1, &strange), (4, 2, &strange)].into_iter()).unwrap();
+    assert!(draw(&mut terminal).contains('#'));
+    forget_drawn(&mut terminal).unwrap();
+    assert_eq!(draw(&mut terminal), good);
+}
+
 #[tokio::test]
 async fn a_terminal_that_closes_ends_it() {
     let source = Fake::default();
