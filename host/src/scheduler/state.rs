@@ -138,6 +138,19 @@ impl State {
         self.change(|s| (with(s, DONE), ()));
     }
 
+    /// After the death of the worker that polled it. False if that poll was over already.
+    pub(super) fn fail(&self) -> bool {
+        self.change(|s| match s & LIFE {
+            RUNNING | NOTIFIED => (with(s, DONE), true),
+            _ => (s, false),
+        })
+    }
+
+    /// Whether an entry of it is in a queue, or about to be.
+    pub(super) fn is_queued(&self) -> bool {
+        self.0.load(Ordering::SeqCst) & LIFE == QUEUED
+    }
+
     pub(super) fn stop(&self) {
         self.change(|s| (s | STOP, ()));
     }

@@ -1,0 +1,269 @@
+//! Where runnable tasks go: to which worker's queue, whom they make give way, what a worker takes next.
+//!
+//! It owns all queues, what each worker runs at this moment, and the length of slices. It knows no thread
+//! and no clock: the simulator drives this very code in virtual time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::Duration;
+
+use super::queue::{Entry, PolicyKind, Queue};
+use super::share::{Claim, Credit, Place, Shares};
+
+/// Differences below this many virtual nanoseconds move no task to another worker and preempt nobody: as
+/// long as a short slice, so that it stays invisible, and many times what such a move costs.
+const MARGIN_NS: i64 = 100_000;
+
+/// A worker looks at the other queues' heads no more often than this; with slices of the default length
+/// before every slice.
+const LOOK_EVERY_NS: u64 = 100_000;
+
+/// How long slices are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceRule {
+    /// The time in which every runnable task of a worker should get a turn. 10 ms: a tenth of what a
+    /// person notices.
+    pub target_latency: Duration,
+    /// No slice is shorter, however many are runnable. 0.2 ms: a switch with its cold caches costs a few
+    /// µs, so less than 2 % of that.
+    pub floor: Duration,
+    /// No slice is longer, however few are runnable. 5 ms: what a wake waits at worst if it may not
+    /// preempt.
+    pub ceiling: Duration,
+}
+
+impl Default for SliceRule {
+    fn default() -> Self {
+        Self {
+            target_latency: Duration::from_millis(10),
+            floor: Duration::from_micros(200),
+            ceiling: Duration::from_millis(5),
+        }
+    }
+}
+
+impl SliceRule {
+    /// Nanoseconds for each of `runnable` tasks of one worker. The floor wins over a lower ceiling.
+    #[must_use]
+    pub fn slice_ns(&self, runnable: usize) -> u64 {
+        let fair = nanos(self.target_latency) / (runnable as u64).max(1);
+        fair.min(nanos(self.ceiling)).max(nanos(self.floor))
+    }
+
+    /// A sleeper may come back half a target latency behind the others: enough to be served at once, and
+    /// no more than that ahead of anybody. Who runs may be four of them behind, which only a task that
+    /// cannot use its share ever is.
+    pub(super) fn credit(&self) -> Credit {
+        let target = nanos(self.target_latency);
+        Credit { woken: target / 2, running: target.saturating_mul(4) }
+    }
+}
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What others see of a worker.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Seat {
+    /// It has a task; the place below is that task's.
+    busy: AtomicBool,
+    /// Its task shall end its slice after the current interval.
+    give_way: AtomicBool,
+    dead: AtomicBool,
+    slice_ns: AtomicU64,
+    /// The running task's place, as five words. A reader may see a mix of two tasks': it then makes one
+    /// give way too early, or not.
+    place: [AtomicU64; 5],
+}
+
+impl Seat {
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn must_give_way(&self) -> bool {
+        self.give_way.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn slice_ns(&self) -> u64 {
+        self.slice_ns.load(Ordering::Relaxed)
+    }
+
+    /// Tells the others which claim runs here, and again after each charge.
+    pub(super) fn runs(&self, claim: &Claim) {
+        let p = claim.place();
+        for (to, from) in self.place.iter().zip([p.group, p.group_vruntime, p.tree, p.tree_vruntime, p.vruntime]) {
+            to.store(from, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn set_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Relaxed);
+    }
+
+    fn place(&self) -> Place {
+        let [group, group_vruntime, tree, tree_vruntime, vruntime] =
+            self.place.each_ref().map(|word| word.load(Ordering::Relaxed));
+        Place { group, group_vruntime, tree, tree_vruntime, vruntime }
+    }
+}
+
+/// The queues of all workers and their seats.
+pub(super) struct Board<T> {
+    pub(super) policy: PolicyKind,
+    pub(super) rule: SliceRule,
+    pub(super) shares: Arc<Shares>,
+    queues: Box<[Queue<T>]>,
+    pub(super) seats: Box<[Seat]>,
+}
+
+impl<T: Send + 'static> Board<T> {
+    pub(super) fn new(workers: usize, policy: PolicyKind, rule: SliceRule) -> Self {
+        let shares = Arc::new(Shares::new(workers, rule.credit()));
+        Self {
+            policy,
+            rule,
+            queues: (0..workers).map(|w| Queue::new(policy.order(w, &shares))).collect(),
+            seats: (0..workers).map(|_| Seat::default()).collect(),
+            shares,
+        }
+    }
+
+    /// Queues an entry that nobody runs: at its home or at another sleeper's, where that worker sleeps;
+    /// else where the task that runs is furthest ahead of it, which must give way then; else at home.
+    /// Returns the worker.
+    pub(super) fn place(&self, entry: Entry<T>, home: usize, asleep: impl Fn(usize) -> bool) -> usize {
+        self.shares.admit(&entry.claim, entry.reason);
+        let (mut to, gives_way) = self.route(&entry, home, asleep);
+        if self.seats[to].is_dead() {
+            to = self.alive(to);
+        }
+        self.queues[to].push(entry);
+        if gives_way {
+            self.seats[to].give_way.store(true, Ordering::Relaxed);
+        }
+        to
+    }
+
+    fn route(&self, entry: &Entry<T>, home: usize, asleep: impl Fn(usize) -> bool) -> (usize, bool) {
+        let n = self.seats.len();
+        let from_home = || (0..n).map(|i| (home + i) % n);
+        if let Some(sleeper) = from_home().find(|w| asleep(*w)) {
+            return (sleeper, false);
+        }
+        if self.policy == PolicyKind::RoundRobin {
+            return (home, false);
+        }
+        let place = entry.claim.place();
+        let ahead = from_home().filter_map(|w| {
+            let seat = &self.seats[w];
+            let lead = seat.place().lead_over(&place);
+            // One that gives way already does so for somebody else: better another one.
+            (seat.is_busy() && lead > MARGIN_NS).then(|| (!seat.must_give_way(), lead, w))
+        });
+        // The first of equals, which is home if it is one of them.
+        let most = ahead.reduce(|best, next| if (next.0, next.1) > (best.0, best.1) { next } else { best });
+        most.map_or((home, false), |(_, _, w)| (w, true))
+    }
+
+    /// Makes a worker's task end its slice after its interval, and others see it at its true claim's place.
+    pub(super) fn give_way(&self, worker: usize, claim: &Claim) {
+        self.seats[worker].runs(claim);
+        self.seats[worker].give_way.store(true, Ordering::Relaxed);
+    }
+
+    /// Puts the task that worker `me` ran back into its queue.
+    pub(super) fn put_back(&self, entry: Entry<T>, me: usize) {
+        self.shares.admit(&entry.claim, entry.reason);
+        self.queues[me].push(entry);
+    }
+
+    /// What worker `me` runs next. It looks at the other queues if its own is empty, and from time to time:
+    /// `looked_ns` is when it last did.
+    pub(super) fn next(&self, me: usize, now_ns: u64, looked_ns: &mut u64) -> Option<Entry<T>> {
+        // Lowered before the look: whoever raises it from here on has queued something before.
+        self.seats[me].give_way.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.queues.len() > 1 && now_ns.saturating_sub(*looked_ns) >= LOOK_EVERY_NS {
+            *looked_ns = now_ns;
+            if let Some(entry) = self.take_lagging(me) {
+                return Some(entry);
+            }
+        }
+        self.queues[me].pop().or_else(|| self.steal(me))
+    }
+
+    /// Sets the slice of what `me` runs now: the more tasks wait behind it, the shorter.
+    pub(super) fn slice_for(&self, me: usize) -> u64 {
+        let ns = self.rule.slice_ns(self.queues[me].len() + 1);
+        self.seats[me].slice_ns.store(ns, Ordering::Relaxed);
+        ns
+    }
+
+    /// The head of another queue that has had less than the own head, if the difference counts.
+    fn take_lagging(&self, me: usize) -> Option<Entry<T>> {
+        let mine = self.queues[me].try_head()?;
+        let others = self.queues.iter().enumerate().filter(|(w, _)| *w != me);
+        let heads = others.filter_map(|(w, q)| Some((w, q.try_head()?.lead_over(&mine))));
+        let (other, lead) = heads.min_by_key(|(_, lead)| *lead)?;
+        if lead >= -MARGIN_NS {
+            return None;
+        }
+        // It may have been taken since.
+        self.queues[other].pop_if(|policy| policy.head().is_some_and(|head| head.lead_over(&mine) < -MARGIN_NS))
+    }
+
+    /// Takes the head of the busiest other queue; it stays with this worker from then on.
+    fn steal(&self, me: usize) -> Option<Entry<T>> {
+        loop {
+            let others = self.queues.iter().enumerate().filter(|(w, _)| *w != me);
+            let (_, busiest) = others.max_by_key(|(_, q)| q.len()).filter(|(_, q)| q.len() > 0)?;
+            // It may have been emptied since: look for another then.
+            if let Some(entry) = busiest.pop() {
+                return Some(entry);
+            }
+        }
+    }
+
+    pub(super) fn has_queued(&self) -> bool {
+        self.queues.iter().any(|q| q.len() > 0)
+    }
+
+    /// The living worker with the fewest tasks, the one that it runs included.
+    pub(super) fn emptiest(&self) -> usize {
+        let load = |w: &usize| self.queues[*w].len() + usize::from(self.seats[*w].is_busy());
+        let alive = (0..self.queues.len()).filter(|w| !self.seats[*w].is_dead());
+        alive.min_by_key(load).unwrap_or(0)
+    }
+
+    /// A living worker, `preferred` if it is one or if there is none.
+    pub(super) fn alive(&self, preferred: usize) -> usize {
+        let n = self.seats.len();
+        (0..n).map(|i| (preferred + i) % n).find(|w| !self.seats[*w].is_dead()).unwrap_or(preferred)
+    }
+
+    pub(super) fn workers_alive(&self) -> usize {
+        self.seats.iter().filter(|s| !s.is_dead()).count()
+    }
+
+    /// Takes a worker out of the game. What its queue held is forgotten: the caller queues those tasks anew.
+    pub(super) fn bury_worker(&self, me: usize) {
+        self.seats[me].dead.store(true, Ordering::SeqCst);
+        self.seats[me].set_busy(false);
+        fence(Ordering::SeqCst);
+        self.queues[me].reset(self.policy.order(me, &self.shares));
+    }
+
+    /// Drops all entries.
+    pub(super) fn clear(&self) {
+        for queue in &self.queues {
+            while queue.pop().is_some() {}
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Who has had how much: the virtual runtimes of groups, trees and tasks, one of each for all workers.
+//!
+//! It owns the three-level account and the table of groups. It must not know queues, threads or clocks.
+//!
+//! A virtual runtime is the time used divided by the weight, in nanoseconds of the normal weight. At each
+//! level the one with the least runs next: the group first, in it the tree, in it the task. Since they are
+//! common to all workers, shares hold over the whole machine wherever a task happens to be queued.
+//!
+//! Each parent has a *floor*: the virtual runtime of the child that was picked last, as far as it ever
+//! rose. It says where the competition is, so
+//! - who is new starts there, with neither credit nor debt;
+//! - who was away, or cannot use its share (one task cannot use two cores), is lifted to no further
+//!   behind it than a bounded credit.
+//!
+//! Virtual runtimes and floors only grow. A group that leaves with a debt is remembered until the others
+//! have caught up, so that coming back is no fresh start.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::queue::Reason;
+use super::weights::{NORMAL, Nice, virtual_ns};
+use crate::process::Pid;
+
+/// Floors follow in steps of this many virtual nanoseconds: less than any credit, and enough to keep two
+/// workers with tiny slices from writing the same cache line all the time.
+const FLOOR_STEP: u64 = 20_000;
+
+/// No slot in that worker's queue.
+pub(super) const NO_SLOT: u32 = u32::MAX;
+
+/// What a task is for the scheduler: whose share it uses, and how much of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskSpec {
+    /// Whose task it is.
+    pub pid: Pid,
+    /// The group (user, tenant) that pays first; made when its first task comes.
+    pub group: Arc<str>,
+    /// The agent tree in the group: its root process's id. The tree weighs what that root's nice says.
+    pub tree: u64,
+    /// The task's weight against the others of its tree.
+    pub nice: Nice,
+}
+
+impl TaskSpec {
+    /// A task of normal weight that is its own tree in the group `default`.
+    #[must_use]
+    pub fn new(pid: Pid) -> Self {
+        Self { pid, group: Arc::from("default"), tree: pid.0, nice: Nice::default() }
+    }
+}
+
+/// How far behind the floor one may be, in virtual nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Credit {
+    /// After a sleep.
+    pub(super) woken: u64,
+    /// After a slice.
+    pub(super) running: u64,
+}
+
+/// All shares.
+pub(super) struct Shares {
+    credit: Credit,
+    workers: usize,
+    /// Of the groups.
+    floor: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    groups: HashMap<Arc<str>, Member>,
+    /// Weights that were set, for groups that are not there yet too.
+    weights: HashMap<Arc<str>, u32>,
+    /// An upper bound of the groups that have no task and are kept for their debt.
+    ghosts: usize,
+}
+
+struct Member {
+    group: Arc<Group>,
+    /// With the number of tasks.
+    trees: HashMap<u64, (Arc<Tree>, usize)>,
+}
+
+/// A group's account. Groups' and trees' hot fields are on cache lines of their own: other workers write
+/// them.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Group {
+    vruntime: AtomicU64,
+    pub(super) cpu_ns: AtomicU64,
+    pub(super) charged_ns: AtomicU64,
+    weight: AtomicU32,
+    /// Of its trees.
+    floor: AtomicU64,
+    pub(super) id: u64,
+    pub(super) name: Arc<str>,
+    /// Where each worker's queue keeps it; guarded by that queue's lock.
+    pub(super) slots: Box<[AtomicU32]>,
+}
+
+/// An agent tree's account.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Tree {
+    vruntime: AtomicU64,
+    weight: AtomicU32,
+    /// Of its tasks.
+    floor: AtomicU64,
+    id: u64,
+    root: u64,
+    pub(super) slots: Box<[AtomicU32]>,
+}
+
+/// A task's account and those that it belongs to: the right to run, and who pays for it.
+#[derive(Debug)]
+pub(super) struct Claim {
+    vruntime: AtomicU64,
+    weight: AtomicU32,
+    nice: AtomicI8,
+    is_root: bool,
+    pub(super) tree: Arc<Tree>,
+    pub(super) group: Arc<Group>,
+}
+
+/// A claim's place in the order, at one moment. Two places compare at the first level where they differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) group: u64,
+    pub(super) group_vruntime: u64,
+    pub(super) tree: u64,
+    pub(super) tree_vruntime: u64,
+    pub(super) vruntime: u64,
+}
+
+impl Place {
+    /// How much more than `other` it has had, in virtual nanoseconds: it runs first if this is negative.
+    pub(super) fn lead_over(&self, other: &Self) -> i64 {
+        let (mine, others) = if self.group != other.group {
+            (self.group_vruntime, other.group_vruntime)
+        } else if self.tree != other.tree {
+            (self.tree_vruntime, other.tree_vruntime)
+        } else {
+            (self.vruntime, other.vruntime)
+        };
+        mine.wrapping_sub(others).cast_signed()
+    }
+}
+
+impl Shares {
+    pub(super) fn new(workers: usize, credit: Credit) -> Self {
+        Self { credit, workers, floor: AtomicU64::new(0), table: Mutex::default() }
+    }
+
+    /// Makes a task's claim, with its group and tree if they are new.
+    pub(super) fn join(&self, spec: &TaskSpec) -> Arc<Claim> {
+        let mut table = self.lock();
+        let member = table.member(&spec.group, self);
+        let (tree, tasks) = member.trees.entry(spec.tree).or_insert_with(|| {
+            let floor = member.group.floor.load(Ordering::Relaxed);
+            (Arc::new(Tree::new(spec.tree, floor, self.workers)), 0)
+        });
+        *tasks += 1;
+        let claim = Claim {
+            vruntime: AtomicU64::new(tree.floor.load(Ordering::Relaxed)),
+            weight: AtomicU32::new(NORMAL),
+            nice: AtomicI8::new(0),
+            is_root: spec.pid.0 == spec.tree,
+            tree: Arc::clone(tree),
+            group: Arc::clone(&member.group),
+        };
+        claim.set_nice(spec.nice);
+        Arc::new(claim)
+    }
+
+    /// Takes a task's claim out, once, and with it the tree and the group whose last one it was.
+    pub(super) fn leave(&self, claim: &Claim) {
+        let mut table = self.lock();
+        let Some(member) = table.groups.get_mut(&claim.group.name) else {
+            return;
+        };
+        if let Some((_, tasks)) = member.trees.get_mut(&claim.tree.root) {
+            *tasks -= 1;
+            if *tasks == 0 {
+                member.trees.remove(&claim.tree.root);
+            }
+        }
+        if member.trees.is_empty() {
+            if self.has_debt(&member.group) {
+                table.ghosts += 1;
+            } else {
+                table.groups.remove(&claim.group.name);
+            }
+        }
+    }
+
+    /// Sets a group's weight, now and whenever it comes; 0 counts as 1.
+    pub(super) fn set_group_weight(&self, name: &str, weight: u32) {
+        let weight = weight.max(1);
+        let mut table = self.lock();
+        table.weights.insert(Arc::from(name), weight);
+        if let Some(member) = table.groups.get(name) {
+            member.group.weight.store(weight, Ordering::Relaxed);
+        }
+    }
+
+    /// Every group that has tasks, with their number.
+    pub(super) fn groups(&self) -> Vec<(Arc<Group>, usize)> {
+        let table = self.lock();
+        let members = table.groups.values().filter(|m| !m.trees.is_empty());
+        members.map(|m| (Arc::clone(&m.group), m.trees.values().map(|(_, tasks)| tasks).sum())).collect()
+    }
+
+    /// Lifts a claim that is about to be queued to its bounded credit, at all three levels.
+    pub(super) fn admit(&self, claim: &Claim, reason: Reason) {
+        let credit = match reason {
+            Reason::SliceUsed => self.credit.running,
+            Reason::New | Reason::Woken => self.credit.woken,
+        };
+        let lift = |vruntime: &AtomicU64, floor: &AtomicU64| {
+            raise(vruntime, floor.load(Ordering::Relaxed).saturating_sub(credit), 0);
+        };
+        lift(&claim.group.vruntime, &self.floor);
+        lift(&claim.tree.vruntime, &claim.group.floor);
+        lift(&claim.vruntime, &claim.tree.floor);
+    }
+
+    /// Notes that a claim was picked as the next one.
+    pub(super) fn picked(&self, claim: &Claim) {
+        raise(&self.floor, claim.group.vruntime(), FLOOR_STEP);
+        raise(&claim.group.floor, claim.tree.vruntime(), FLOOR_STEP);
+        raise(&claim.tree.floor, claim.vruntime(), FLOOR_STEP);
+    }
+
+    fn has_debt(&self, group: &Group) -> bool {
+        group.vruntime() > self.floor.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// The group of that name, made if there is none. Drops the ghosts whose debt is paid.
+    fn member(&mut self, name: &Arc<str>, shares: &Shares) -> &mut Member {
+        if self.ghosts > 0 {
+            self.groups.retain(|other, m| other == name || !m.trees.is_empty() || shares.has_debt(&m.group));
+            let others = self.groups.iter().filter(|(other, m)| *other != name && m.trees.is_empty());
+            self.ghosts = others.count();
+        }
+        let weight = self.weights.get(name).copied().unwrap_or(NORMAL);
+        self.groups.entry(Arc::clone(name)).or_insert_with(|| {
+            let floor = shares.floor.load(Ordering::Relaxed);
+            Member { group: Arc::new(Group::new(name, weight, floor, shares.workers)), trees: HashMap::new() }
+        })
+    }
+}
+
+impl Group {
+    fn new(name: &Arc<str>, weight: u32, floor: u64, workers: usize) -> Self {
+        Self {
+            vruntime: AtomicU64::new(floor),
+            cpu_ns: AtomicU64::new(0),
+            charged_ns: AtomicU64::new(0),
+            weight: AtomicU32::new(weight),
+            floor: AtomicU64::new(0),
+            id: next_id(),
+            name: Arc::clone(name),
+            slots: no_slots(workers),
+        }
+    }
+
+    pub(super) fn vruntime(&self) -> u64 {
+        self.vruntime.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+}
+
+impl Tree {
+    fn new(root: u64, floor: u64, workers: usize) -> Self {
+        Self {
+            vruntime: AtomicU64::new(floor),
+            weight: AtomicU32::new(NORMAL),
+            floor: AtomicU64::new(0),
+            id: next_id(),
+            root,
+            slots: no_slots(workers),
+        }
+    }
+
+    pub(super) fn vruntime(&self) -> u64 {
+        self.vruntime.load(Ordering::Relaxed)
+    }
+}
+
+impl Claim {
+    pub(super) fn vruntime(&self) -> u64 {
+        self.vruntime.load(Ordering::Relaxed)
+    }
+
+    /// Makes all three levels pay for `ns` nanoseconds.
+    pub(super) fn charge(&self, ns: u64) {
+        let pay = |vruntime: &AtomicU64, weight: &AtomicU32| {
+            vruntime.fetch_add(virtual_ns(ns, weight.load(Ordering::Relaxed)), Ordering::Relaxed);
+        };
+        pay(&self.vruntime, &self.weight);
+        pay(&self.tree.vruntime, &self.tree.weight);
+        pay(&self.group.vruntime, &self.group.weight);
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place {
+            group: self.group.id,
+            group_vruntime: self.group.vruntime(),
+            tree: self.tree.id,
+            tree_vruntime: self.tree.vruntime(),
+            vruntime: self.vruntime(),
+        }
+    }
+
+    pub(super) fn nice(&self) -> Nice {
+        Nice::new(self.nice.load(Ordering::Relaxed).into()).unwrap_or_default()
+    }
+
+    /// From the next charge on. A root task's nice is its tree's too.
+    pub(super) fn set_nice(&self, nice: Nice) {
+        self.nice.store(nice.get(), Ordering::Relaxed);
+        self.weight.store(nice.weight(), Ordering::Relaxed);
+        if self.is_root {
+            self.tree.weight.store(nice.weight(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Raises `to` to `at_least`, unless less than `step` is missing.
+fn raise(to: &AtomicU64, at_least: u64, step: u64) {
+    if to.load(Ordering::Relaxed).saturating_add(step) < at_least {
+        to.fetch_max(at_least, Ordering::Relaxed);
+    }
+}
+
+fn no_slots(workers: usize) -> Box<[AtomicU32]> {
+    (0..workers).map(|_| AtomicU32::new(NO_SLOT)).collect()
+}
+
+/// Tells groups and trees apart in places; never reused, as names and PIDs might be.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
