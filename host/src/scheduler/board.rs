@@ -46,21 +46,36 @@ impl SliceRule {
     /// Nanoseconds for each of `runnable` tasks of one worker. The floor wins over a lower ceiling.
     #[must_use]
     pub fn slice_ns(&self, runnable: usize) -> u64 {
-        let fair = nanos(self.target_latency) / (runnable as u64).max(1);
-        fair.min(nanos(self.ceiling)).max(nanos(self.floor))
+        Slices::from(*self).ns(runnable)
+    }
+}
+
+/// The same in nanoseconds, for every poll.
+#[derive(Clone, Copy, Debug)]
+struct Slices {
+    target: u64,
+    floor: u64,
+    ceiling: u64,
+}
+
+impl From<SliceRule> for Slices {
+    fn from(rule: SliceRule) -> Self {
+        let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        Self { target: nanos(rule.target_latency), floor: nanos(rule.floor), ceiling: nanos(rule.ceiling) }
+    }
+}
+
+impl Slices {
+    fn ns(self, runnable: usize) -> u64 {
+        (self.target / (runnable as u64).max(1)).min(self.ceiling).max(self.floor)
     }
 
     /// A sleeper may come back half a target latency behind the others: enough to be served at once, and
     /// no more than that ahead of anybody. Who runs may be four of them behind, which only a task that
     /// cannot use its share ever is.
-    pub(super) fn credit(&self) -> Credit {
-        let target = nanos(self.target_latency);
-        Credit { woken: target / 2, running: target.saturating_mul(4) }
+    fn credit(self) -> Credit {
+        Credit { woken: self.target / 2, running: self.target.saturating_mul(4) }
     }
-}
-
-fn nanos(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What others see of a worker.
@@ -117,7 +132,7 @@ impl Seat {
 /// The queues of all workers and their seats.
 pub(super) struct Board<T> {
     pub(super) policy: PolicyKind,
-    pub(super) rule: SliceRule,
+    slices: Slices,
     pub(super) shares: Arc<Shares>,
     queues: Box<[Queue<T>]>,
     pub(super) seats: Box<[Seat]>,
@@ -125,10 +140,11 @@ pub(super) struct Board<T> {
 
 impl<T: Send + 'static> Board<T> {
     pub(super) fn new(workers: usize, policy: PolicyKind, rule: SliceRule) -> Self {
-        let shares = Arc::new(Shares::new(workers, rule.credit()));
+        let slices = Slices::from(rule);
+        let shares = Arc::new(Shares::new(workers, slices.credit()));
         Self {
             policy,
-            rule,
+            slices,
             queues: (0..workers).map(|w| Queue::new(policy.order(w, &shares))).collect(),
             seats: (0..workers).map(|_| Seat::default()).collect(),
             shares,
@@ -199,11 +215,16 @@ impl<T: Send + 'static> Board<T> {
         self.queues[me].pop().or_else(|| self.steal(me))
     }
 
-    /// Sets the slice of what `me` runs now: the more tasks wait behind it, the shorter.
-    pub(super) fn slice_for(&self, me: usize) -> u64 {
-        let ns = self.rule.slice_ns(self.queues[me].len() + 1);
-        self.seats[me].slice_ns.store(ns, Ordering::Relaxed);
-        ns
+    /// Whether what `me` runs goes on after `used_ns` nanoseconds of its slice. The more tasks wait behind
+    /// it the shorter the slice, also when they come while it runs: else it would be far ahead of them.
+    pub(super) fn goes_on(&self, me: usize, used_ns: u64) -> bool {
+        let seat = &self.seats[me];
+        if seat.must_give_way() {
+            return false;
+        }
+        let slice_ns = self.slices.ns(self.queues[me].len() + 1);
+        seat.slice_ns.store(slice_ns, Ordering::Relaxed);
+        used_ns < slice_ns
     }
 
     /// The head of another queue that has had less than the own head, if the difference counts.

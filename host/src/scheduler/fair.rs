@@ -109,8 +109,8 @@ fn settle<V>(heap: &mut BinaryHeap<Ranked<V>>, key_of: impl Fn(&V) -> u64) -> bo
             return false;
         };
         // Read through the shared reference: a mutable one would make the heap sift.
-        let key = key_of(&(*head).value);
-        if alone || key <= (*head).key {
+        let key = key_of(&head.value);
+        if alone || key <= head.key {
             return true;
         }
         head.key = key;
@@ -225,6 +225,103 @@ impl<T> Drop for Fair<T> {
         }
         for tree in self.trees.values.iter().flatten() {
             tree.tree.slots[self.worker].store(NO_SLOT, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::super::queue::Reason;
+    use super::super::share::{Claim, Credit, TaskSpec};
+    use super::super::weights::Nice;
+    use super::*;
+    use crate::process::Pid;
+
+    fn shares() -> Arc<Shares> {
+        Arc::new(Shares::new(2, Credit { woken: 0, running: 0 }))
+    }
+
+    fn join(shares: &Shares, pid: u64, group: &str, tree: u64) -> Arc<Claim> {
+        shares.join(&TaskSpec { pid: Pid(pid), group: Arc::from(group), tree, nice: Nice::default() })
+    }
+
+    fn entry(item: usize, claim: &Arc<Claim>) -> Entry<usize> {
+        Entry { item, claim: Arc::clone(claim), ticket: 0, since_ns: 0, reason: Reason::SliceUsed }
+    }
+
+    #[test]
+    fn the_first_group_then_the_first_tree_then_the_first_task() {
+        let shares = shares();
+        let mut fair = Fair::new(0, Arc::clone(&shares));
+        let claims: Vec<_> = [("a", 1), ("a", 1), ("a", 2), ("b", 3)]
+            .iter()
+            .enumerate()
+            .map(|(i, (group, tree))| join(&shares, 10 + i as u64, group, *tree))
+            .collect();
+        for (i, ns) in [30, 10, 5, 100].into_iter().enumerate() {
+            claims[i].charge(ns);
+            fair.enqueue(entry(i, &claims[i]));
+        }
+        // Group a has 45 and b 100; in a, tree 1 has 40 and tree 2 has 5.
+        let order: Vec<_> = std::iter::from_fn(|| fair.next()).map(|e| e.item).collect();
+        assert_eq!(order, [2, 1, 0, 3]);
+        assert!(fair.head().is_none() && fair.len() == 0);
+    }
+
+    #[test]
+    fn equals_are_served_in_the_order_of_their_coming() {
+        let shares = shares();
+        let mut fair = Fair::new(0, Arc::clone(&shares));
+        for i in 0..10 {
+            fair.enqueue(entry(i, &join(&shares, i as u64, "a", i as u64 % 3)));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| fair.next()).map(|e| e.item).collect();
+        // Tree by tree, each in order: nobody was charged in between.
+        assert_eq!(order, [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]);
+    }
+
+    /// Keys go stale whenever somebody else is charged: what comes out must be the least all the same.
+    #[test]
+    fn the_head_is_the_least_whatever_is_charged_meanwhile() {
+        let seed = super::super::tests::seed();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let shares = shares();
+        let mut fair = Fair::new(1, Arc::clone(&shares));
+        let claims: Vec<_> = (0..60)
+            .map(|i| {
+                let group = rng.random_range(0..4);
+                join(&shares, i, &format!("g{group}"), 100 * group + rng.random_range(0..3))
+            })
+            .collect();
+        let mut queued: Vec<usize> = Vec::new();
+        let mut free: Vec<usize> = (0..claims.len()).collect();
+        for _ in 0..20_000 {
+            match rng.random_range(0..3) {
+                0 if !free.is_empty() => {
+                    let i = free.swap_remove(rng.random_range(0..free.len()));
+                    fair.enqueue(entry(i, &claims[i]));
+                    queued.push(i);
+                }
+                1 => claims[rng.random_range(0..claims.len())].charge(rng.random_range(0..1_000)),
+                _ => {
+                    let place = fair.head();
+                    let Some(got) = fair.next().map(|e| e.item) else {
+                        assert!(queued.is_empty());
+                        continue;
+                    };
+                    assert_eq!(place, Some(claims[got].place()));
+                    for other in &queued {
+                        let lead = claims[got].place().lead_over(&claims[*other].place());
+                        assert!(lead <= 0, "{got} came before {other}, which it is {lead} ahead of");
+                    }
+                    queued.retain(|i| *i != got);
+                    free.push(got);
+                }
+            }
+            assert_eq!(fair.len(), queued.len());
         }
     }
 }

@@ -15,7 +15,7 @@
 //!    drew that ticket. Older entries are void and are skipped when they come up.
 //! 2. A worker takes a task from its own queue; from another one, when its own is empty or the other's head
 //!    lags behind by a margin. It polls it. One poll is at most one interval; it is charged the time that
-//!    it took, and the first poll of a slice the switch too.
+//!    it took, without what other programs took of it (`meter.rs`); a slice's first one the switch too.
 //! 3. After `Pending` the state tells why. Woken during the poll: the interval is used up, the task is
 //!    runnable, and is polled again until its slice is over or it must give way; then it goes back to the
 //!    queue of its worker. Not woken: it is blocked and in no queue.
@@ -37,19 +37,20 @@
 //!    thread; its entry in a queue is void. Of a polled one, the worker drops it when the poll ends. Those
 //!    who wait are told after the drop.
 //! 10. A panic in a poll or in a drop is caught: the task is over, its worker goes on. A panic outside of
-//!    them ends the worker: the task that it polled ends as Panicked, the worker is marked dead, its queue
-//!    emptied, and every task that is Queued is given a new entry in a living worker's queue. A pusher looks
-//!    after its push whether the worker is dead by then, and if so queues the task anew; either it sees the
-//!    mark or the dying worker sees the task. With the last worker the scheduler closes, drops all tasks and
-//!    says so.
+//!     them ends the worker: the task that it polled ends as Panicked, the worker is marked dead, its queue
+//!     emptied, and every task that is Queued is given a new entry in a living worker's queue. A pusher looks
+//!     after its push whether the worker is dead by then, and if so queues the task anew; either it sees the
+//!     mark or the dying worker sees the task. With the last worker the scheduler closes, drops all tasks and
+//!     says so.
 //! 11. Shutdown: no task is added any more; each worker leaves at the end of its interval and is joined;
-//!    then every task that is left is killed, now that nobody polls.
+//!     then every task that is left is killed, now that nobody polls.
 
 mod board;
 mod fair;
 mod handle;
 mod idle;
 mod loan;
+mod meter;
 mod queue;
 mod share;
 pub mod sim;
@@ -134,7 +135,7 @@ impl Scheduler {
             all_died: SetOnce::new(),
             tasks: Mutex::default(),
             #[cfg(test)]
-            crash_at: std::sync::atomic::AtomicU64::new(0),
+            crash_at: std::sync::atomic::AtomicU64::new(u64::MAX),
         });
         // On an error the drop of `scheduler` ends the workers that did start.
         let scheduler = Self { shared, workers: Mutex::default() };

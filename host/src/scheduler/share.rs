@@ -354,3 +354,92 @@ fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares() -> Shares {
+        Shares::new(1, Credit { woken: 5_000_000, running: 40_000_000 })
+    }
+
+    fn spec(pid: u64, group: &str, tree: u64, nice: i64) -> TaskSpec {
+        TaskSpec { pid: Pid(pid), group: Arc::from(group), tree, nice: Nice::new(nice).unwrap() }
+    }
+
+    #[test]
+    fn all_levels_pay_by_their_weights() {
+        let shares = shares();
+        shares.set_group_weight("a", 2048);
+        let root = shares.join(&spec(1, "a", 1, 0));
+        let child = shares.join(&spec(2, "a", 1, 19));
+        child.charge(1_000_000);
+        let (r, c) = (root.place(), child.place());
+        assert_eq!((c.group_vruntime, c.tree_vruntime), (500_000, 1_000_000));
+        assert_eq!((c.vruntime, r.vruntime), (virtual_ns(1_000_000, Nice::MAX.weight()), 0));
+        assert!(c.lead_over(&r) > 0 && r.lead_over(&c) < 0 && r.lead_over(&r) == 0);
+    }
+
+    #[test]
+    fn a_tree_weighs_what_its_root_does() {
+        let shares = shares();
+        let root = shares.join(&spec(1, "a", 1, 0));
+        let child = shares.join(&spec(2, "a", 1, 0));
+        child.set_nice(Nice::MIN);
+        assert_eq!(root.tree.weight.load(Ordering::Relaxed), NORMAL);
+        root.set_nice(Nice::MAX);
+        assert_eq!(root.tree.weight.load(Ordering::Relaxed), Nice::MAX.weight());
+    }
+
+    #[test]
+    fn a_new_group_starts_where_the_others_are() {
+        let shares = shares();
+        let old = shares.join(&spec(1, "old", 1, 0));
+        old.charge(1_000_000_000);
+        shares.picked(&old);
+        let new = shares.join(&spec(2, "new", 2, 0));
+        assert_eq!(new.place().lead_over(&old.place()), 0);
+        // So does a new tree, and a new task in a tree.
+        let (sibling, child) = (shares.join(&spec(3, "old", 3, 0)), shares.join(&spec(4, "old", 1, 0)));
+        assert_eq!(sibling.place().lead_over(&old.place()), 0);
+        assert_eq!(child.place().lead_over(&old.place()), 0);
+    }
+
+    #[test]
+    fn coming_back_is_no_fresh_start_until_the_debt_is_paid() {
+        let shares = shares();
+        let (stays, leaves) = (shares.join(&spec(1, "stays", 1, 0)), shares.join(&spec(2, "leaves", 2, 0)));
+        shares.picked(&stays);
+        leaves.charge(500_000_000);
+        shares.leave(&leaves);
+        assert_eq!(shares.groups().len(), 1, "it is listed no more");
+        let back = shares.join(&spec(3, "leaves", 3, 0));
+        assert_eq!(back.group.vruntime(), 500_000_000);
+        shares.leave(&back);
+        stays.charge(600_000_000);
+        shares.picked(&stays);
+        let other = shares.join(&spec(4, "other", 4, 0));
+        assert_eq!(shares.lock().groups.len(), 2, "the debt is paid and forgotten");
+        let back = shares.join(&spec(5, "leaves", 5, 0));
+        assert_eq!(back.group.vruntime(), 600_000_000);
+        for claim in [&back, &other, &stays] {
+            shares.leave(claim);
+        }
+        assert!(shares.groups().is_empty());
+    }
+
+    #[test]
+    fn a_sleeper_is_lifted_to_its_credit_and_a_debtor_is_not() {
+        let shares = shares();
+        let (busy, sleeper) = (shares.join(&spec(1, "a", 1, 0)), shares.join(&spec(2, "a", 1, 0)));
+        busy.charge(100_000_000);
+        shares.picked(&busy);
+        shares.admit(&sleeper, Reason::SliceUsed);
+        assert_eq!(sleeper.vruntime(), 60_000_000);
+        shares.admit(&sleeper, Reason::Woken);
+        assert_eq!(sleeper.vruntime(), 95_000_000);
+        sleeper.charge(50_000_000);
+        shares.admit(&sleeper, Reason::Woken);
+        assert_eq!(sleeper.vruntime(), 145_000_000);
+    }
+}

@@ -151,7 +151,6 @@ struct Worker {
 
 struct Slice {
     entry: Entry<usize>,
-    slice_ns: u64,
     used_ns: u64,
     unpaid_ns: u64,
     /// The length of the poll that is going on.
@@ -244,8 +243,7 @@ impl World {
         if entry.reason == Reason::Woken {
             task.used.wake_ns.push(waited);
         }
-        let slice_ns = self.board.slice_for(me);
-        worker.current = Some(Slice { entry, slice_ns, used_ns: 0, unpaid_ns: 0, poll_ns: 0 });
+        worker.current = Some(Slice { entry, used_ns: 0, unpaid_ns: 0, poll_ns: 0 });
         self.poll(me);
     }
 
@@ -268,7 +266,7 @@ impl World {
         slice.used_ns += ns;
         slice.unpaid_ns += ns;
         let blocks = task.burst_ns == 0;
-        let more = slice.used_ns < slice.slice_ns && !seat.must_give_way();
+        let more = self.board.goes_on(me, slice.used_ns);
         if blocks || !more || slice.unpaid_ns >= CHARGE_EVERY_NS {
             slice.entry.claim.charge(std::mem::take(&mut slice.unpaid_ns));
             seat.runs(&slice.entry.claim);
@@ -330,5 +328,210 @@ impl Task {
     fn exponential(&mut self, mean_ns: u64) -> u64 {
         let u: f64 = self.rng.random();
         (-(1.0 - u).ln() * mean_ns as f64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The invariants of the order, exactly repeatable: no clock decides anything here.
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const SECOND: u64 = 1_000 * MS;
+
+    fn jain(used: &[SimUse]) -> f64 {
+        let (sum, squares) = used.iter().fold((0.0, 0.0), |(s, q), u| {
+            let x = u.cpu_ns as f64;
+            (s + x, q + x * x)
+        });
+        sum * sum / (used.len() as f64 * squares)
+    }
+
+    fn cpu(used: &[SimUse]) -> u64 {
+        used.iter().map(|u| u.cpu_ns).sum()
+    }
+
+    /// Asserts that `got` is within `percent` of `fair`.
+    fn near(got: u64, fair: f64, percent: f64) {
+        let error = 100.0 * (got as f64 / fair - 1.0);
+        assert!(error.abs() <= percent, "{got} is {error:+.2} % off {fair}");
+    }
+
+    fn spinners(n: u64, group: &str, from: u64) -> Vec<SimTask> {
+        (from..from + n).map(|i| SimTask::new(group, i, Pattern::Spinner)).collect()
+    }
+
+    #[test]
+    fn equal_tasks_get_equal_shares_on_any_number_of_workers() {
+        for workers in [1, 2, 3, 8] {
+            for policy in [PolicyKind::Fair, PolicyKind::RoundRobin] {
+                let mut sim = Simulation::new(workers);
+                sim.settings.policy = policy;
+                sim.tasks = spinners(64, "all", 0);
+                let used = sim.run(3 * SECOND);
+                let index = jain(&used);
+                assert!(index >= 0.999, "{policy:?} on {workers}: {index}");
+                assert!(cpu(&used) >= workers as u64 * 3 * SECOND - 8 * MS, "nobody idles");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_share_by_weight() {
+        let mut sim = Simulation::new(2);
+        for (i, weight) in [1024, 2048, 4096].into_iter().enumerate() {
+            let name = format!("g{i}");
+            sim.tasks.extend(spinners(4, &name, 4 * i as u64));
+            sim.group_weights.push((name, weight));
+        }
+        let used = sim.run(10 * SECOND);
+        for (i, weight) in [1.0, 2.0, 4.0].into_iter().enumerate() {
+            near(cpu(&used[4 * i..4 * i + 4]), 20.0 * SECOND as f64 * weight / 7.0, 1.0);
+        }
+    }
+
+    #[test]
+    fn trees_and_tasks_share_by_nice() {
+        // Trees, each weighing what its root does.
+        let mut sim = Simulation::new(2);
+        sim.tasks = spinners(12, "all", 0);
+        for (i, task) in sim.tasks.iter_mut().enumerate() {
+            task.nice = Nice::new([0, -3, -6][i / 4]).unwrap();
+        }
+        // Tasks of one tree.
+        let mut family = sim.clone();
+        family.tasks.iter_mut().for_each(|t| t.tree = 1_000);
+        for sim in [sim, family] {
+            let used = sim.run(10 * SECOND);
+            let weights: Vec<f64> = sim.tasks.iter().map(|t| t.nice.weight().into()).collect();
+            let unit = cpu(&used) as f64 / weights.iter().sum::<f64>();
+            for (u, w) in used.iter().zip(weights) {
+                near(u.cpu_ns, unit * w, 2.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_in_one_group_costs_the_others_nothing() {
+        for workers in [1, 2, 4] {
+            let mut sim = Simulation::new(workers);
+            sim.tasks = (0..9).map(|i| SimTask::new(&format!("t{i}"), i, Pattern::Spinner)).collect();
+            sim.tasks.extend(spinners(100, "flood", 9));
+            let used = sim.run(5 * SECOND);
+            for lone in &used[..9] {
+                near(lone.cpu_ns, workers as f64 * 0.5 * SECOND as f64, 1.0);
+            }
+            assert!(jain(&used[9..]) >= 0.99);
+        }
+    }
+
+    #[test]
+    fn a_tree_of_many_gets_no_more_than_a_tree_of_one() {
+        let mut sim = Simulation::new(2);
+        sim.tasks = spinners(3, "all", 0);
+        sim.tasks.extend((3..40).map(|_| SimTask::new("all", 3, Pattern::Spinner)));
+        let used = sim.run(10 * SECOND);
+        for lone in &used[..3] {
+            near(lone.cpu_ns, 5.0 * SECOND as f64, 1.0);
+        }
+    }
+
+    /// The fair share of a task that cannot use its own is what one worker can give; the rest is others'.
+    #[test]
+    fn a_lone_heavy_task_gets_a_whole_worker_and_the_others_the_rest() {
+        let mut sim = Simulation::new(2);
+        sim.group_weights = vec![("heavy".to_owned(), 10 * 1024)];
+        sim.tasks = spinners(1, "heavy", 0);
+        sim.tasks.extend(spinners(10, "light", 1));
+        let used = sim.run(10 * SECOND);
+        near(used[0].cpu_ns, 10.0 * SECOND as f64, 1.0);
+        assert!(jain(&used[1..]) >= 0.999);
+        near(cpu(&used[1..]), 10.0 * SECOND as f64, 1.0);
+    }
+
+    #[test]
+    fn a_wake_among_spinners_runs_after_an_interval() {
+        for workers in [1, 2, 4] {
+            let mut sim = Simulation::new(workers);
+            sim.tasks = spinners(100, "all", 0);
+            sim.tasks.push(SimTask::new("all", 100, Pattern::Random { burst_ns: 40_000, sleep_ns: 20 * MS }));
+            let mut wakes = sim.run(10 * SECOND).remove(100).wake_ns;
+            wakes.sort_unstable();
+            assert!(wakes.len() > 300);
+            let (p99, max) = (wakes[wakes.len() * 99 / 100], wakes[wakes.len() - 1]);
+            assert!(p99 <= 2 * sim.interval_ns, "{p99}");
+            assert!(max <= 20 * MS, "{max}");
+        }
+    }
+
+    #[test]
+    fn sleep_earns_a_bounded_credit() {
+        let mut sim = Simulation::new(1);
+        sim.tasks = spinners(1, "all", 0);
+        sim.tasks.push(SimTask::new("all", 1, Pattern::Periodic { burst_ns: SECOND, sleep_ns: 3 * SECOND }));
+        let used = sim.run(30 * SECOND);
+        // Half a target latency of credit, a slice, and intervals in which they end.
+        assert!(used[0].longest_wait_ns <= 11 * MS, "{}", used[0].longest_wait_ns);
+        // Whoever sleeps does not get more than who does not.
+        assert!(used[0].cpu_ns > used[1].cpu_ns);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_run() {
+        let mut sim = Simulation::new(3);
+        sim.tasks = spinners(5, "a", 0);
+        sim.tasks.extend((5..20).map(|i| SimTask::new("b", i, Pattern::Random { burst_ns: MS, sleep_ns: 4 * MS })));
+        let first = sim.run(SECOND);
+        assert_eq!(first, sim.run(SECOND));
+        sim.seed = 1;
+        assert_ne!(first, sim.run(SECOND));
+    }
+
+    /// Nobody waits longer than it takes the others to have as much as its last slice and its credit.
+    #[test]
+    fn nobody_starves_under_random_loads() {
+        let seed = super::super::tests::seed();
+        for round in 0..10 {
+            let mut rng = StdRng::seed_from_u64(seed.wrapping_add(round));
+            let mut sim = Simulation::new(rng.random_range(1..=4));
+            sim.seed = rng.random();
+            let groups = rng.random_range(1..=4);
+            sim.group_weights = (0..groups).map(|g| (format!("g{g}"), rng.random_range(256..4096))).collect();
+            for i in 0..rng.random_range(2..60) {
+                let times = (rng.random_range(10_000..10 * MS), rng.random_range(0..20 * MS));
+                let pattern = match rng.random_range(0..3) {
+                    0 => Pattern::Spinner,
+                    1 => Pattern::Periodic { burst_ns: times.0, sleep_ns: times.1 },
+                    _ => Pattern::Random { burst_ns: times.0, sleep_ns: times.1 },
+                };
+                let group = format!("g{}", rng.random_range(0..groups));
+                let tree = if rng.random_bool(0.5) { i } else { 1_000 + rng.random_range(0..3) };
+                let nice = Nice::new(rng.random_range(-8..=8)).unwrap();
+                sim.tasks.push(SimTask { nice, ..SimTask::new(&group, tree, pattern) });
+            }
+            let used = sim.run(3 * SECOND);
+            for (i, (task, used)) in sim.tasks.iter().zip(&used).enumerate() {
+                let bound = (20.0 * MS as f64 / least_share(&sim, task)) as u64;
+                assert!(used.longest_wait_ns <= bound, "round {round}, task {i}: {used:?} over {bound}");
+            }
+        }
+    }
+
+    /// A task's share of one worker if all are always runnable.
+    fn least_share(sim: &Simulation, task: &SimTask) -> f64 {
+        let tree_weight = |g: &str, tree: u64| {
+            let root = sim.tasks.get(usize::try_from(tree).unwrap()).filter(|r| r.group == g && r.tree == tree);
+            root.map_or(1024.0, |r| r.nice.weight().into())
+        };
+        let in_group: Vec<_> = sim.tasks.iter().filter(|t| t.group == task.group).collect();
+        let in_tree = in_group.iter().filter(|t| t.tree == task.tree);
+        let trees: std::collections::HashSet<u64> = in_group.iter().map(|t| t.tree).collect();
+        let of_tree = f64::from(task.nice.weight()) / in_tree.map(|t| f64::from(t.nice.weight())).sum::<f64>();
+        let of_group = tree_weight(&task.group, task.tree)
+            / trees.iter().map(|tree| tree_weight(&task.group, *tree)).sum::<f64>();
+        let weight = |name: &str| sim.group_weights.iter().find(|(n, _)| n == name).map_or(1024.0, |(_, w)| (*w).into());
+        let of_all = weight(&task.group) / sim.group_weights.iter().map(|(_, w)| f64::from(*w)).sum::<f64>();
+        of_tree * of_group * of_all
     }
 }

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::sync::SetOnce;
 
 use super::loan::Loans;
+use super::meter::Meter;
 use super::queue::{Entry, Reason};
 use super::share::Claim;
 use super::state::{Killed, Pended, State, Woken};
@@ -68,6 +69,7 @@ pub(super) struct Turn<'a> {
     /// When the worker last looked at the clock. What passed since then, which is the switch, is the
     /// task's first expense.
     pub(super) now_ns: &'a mut u64,
+    pub(super) meter: &'a mut Meter,
 }
 
 /// What is gone when the task is over. The waker holds the task, so it must go too: else the two would
@@ -148,21 +150,20 @@ impl Task {
         };
         let mut cx = Context::from_waker(waker);
         let Turn { shared, worker, .. } = turn;
-        let (seat, stats) = (&shared.board.seats[worker], &shared.stats[worker]);
-        let slice_ns = shared.board.slice_for(worker);
+        let stats = &shared.stats[worker];
         let (mut used_ns, mut unpaid_ns) = (0, 0);
         bump(&self.slices, 1);
         stats.slice();
         let end = loop {
             let polled = catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(&mut cx)));
             let now = shared.now_ns();
-            let ns = now.saturating_sub(*turn.now_ns);
+            let ns = now.saturating_sub(*turn.now_ns).saturating_sub(turn.meter.lost_ns(now));
             *turn.now_ns = now;
             used_ns += ns;
             unpaid_ns += ns;
             bump(&self.cpu_ns, ns);
             stats.polled(ns);
-            let more = used_ns < slice_ns && !seat.must_give_way() && !shared.is_closing();
+            let more = shared.board.goes_on(worker, used_ns) && !shared.is_closing();
             if !more || unpaid_ns >= CHARGE_EVERY_NS {
                 self.pay(&mut turn, &mut unpaid_ns);
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
+use super::meter::Meter;
 use super::queue::{Entry, Reason};
 use super::state::Taken;
 use super::task::{Task, Turn, panic_message};
@@ -27,11 +28,13 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
     let (board, stats, seat) = (&shared.board, &shared.stats[me], &shared.board.seats[me]);
     let mut now_ns = shared.now_ns();
     let mut looked_ns = now_ns;
+    let mut meter = Meter::new(now_ns);
     while !shared.is_closing() {
         let Some(entry) = board.next(me, now_ns, &mut looked_ns) else {
             seat.set_busy(false);
             shared.idle.sleep(me, || shared.is_closing() || board.has_queued());
             now_ns = shared.now_ns();
+            meter.restart(now_ns);
             continue;
         };
         let task = &entry.item;
@@ -57,7 +60,7 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
         let entry = current.insert(entry);
         #[cfg(test)]
         shared.crash_if_told(entry.item.pid);
-        let turn = Turn { shared, worker: me, claim: &entry.claim, now_ns: &mut now_ns };
+        let turn = Turn { shared, worker: me, claim: &entry.claim, now_ns: &mut now_ns, meter: &mut meter };
         let goes_on = entry.item.run_slice(turn);
         if let Some(mut entry) = current.take()
             && goes_on
