@@ -87,7 +87,6 @@ pub(super) struct Seat {
     /// Its task shall end its slice after the current interval.
     give_way: AtomicBool,
     dead: AtomicBool,
-    slice_ns: AtomicU64,
     /// The running task's place, as five words. A reader may see a mix of two tasks': it then makes one
     /// give way too early, or not.
     place: [AtomicU64; 5],
@@ -104,10 +103,6 @@ impl Seat {
 
     pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn slice_ns(&self) -> u64 {
-        self.slice_ns.load(Ordering::Relaxed)
     }
 
     /// Tells the others which claim runs here, and again after each charge.
@@ -203,9 +198,11 @@ impl<T: Send + 'static> Board<T> {
     /// What worker `me` runs next. It looks at the other queues if its own is empty, and from time to time:
     /// `looked_ns` is when it last did.
     pub(super) fn next(&self, me: usize, now_ns: u64, looked_ns: &mut u64) -> Option<Entry<T>> {
-        // Lowered before the look: whoever raises it from here on has queued something before.
-        self.seats[me].give_way.store(false, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        // Lowered before the look: what is queued before it is raised again is seen by that look, but for
+        // one at an empty queue that races with the push; then it waits for the end of a slice.
+        if self.seats[me].must_give_way() {
+            self.seats[me].give_way.store(false, Ordering::Relaxed);
+        }
         if self.queues.len() > 1 && now_ns.saturating_sub(*looked_ns) >= LOOK_EVERY_NS {
             *looked_ns = now_ns;
             if let Some(entry) = self.take_lagging(me) {
@@ -218,13 +215,16 @@ impl<T: Send + 'static> Board<T> {
     /// Whether what `me` runs goes on after `used_ns` nanoseconds of its slice. The more tasks wait behind
     /// it the shorter the slice, also when they come while it runs: else it would be far ahead of them.
     pub(super) fn goes_on(&self, me: usize, used_ns: u64) -> bool {
-        let seat = &self.seats[me];
-        if seat.must_give_way() {
+        if self.seats[me].must_give_way() {
             return false;
         }
-        let slice_ns = self.slices.ns(self.queues[me].len() + 1);
-        seat.slice_ns.store(slice_ns, Ordering::Relaxed);
-        used_ns < slice_ns
+        // The division only where the answer depends on it.
+        used_ns < self.slices.floor || used_ns < self.slices.ceiling && used_ns < self.slice_ns(me)
+    }
+
+    /// How long a slice of worker `me` is now.
+    pub(super) fn slice_ns(&self, me: usize) -> u64 {
+        self.slices.ns(self.queues[me].len() + 1)
     }
 
     /// The head of another queue that has had less than the own head, if the difference counts.

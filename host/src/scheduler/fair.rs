@@ -100,19 +100,21 @@ impl<V> Slots<V> {
     }
 }
 
-/// Brings a heap's head up to date; false if there is none.
-fn settle<V>(heap: &mut BinaryHeap<Ranked<V>>, key_of: impl Fn(&V) -> u64) -> bool {
+/// Brings a heap's head up to date.
+fn settle<V>(heap: &mut BinaryHeap<Ranked<V>>, key_of: impl Fn(&V) -> u64) {
     loop {
-        // Alone it is the head, whatever its key.
-        let alone = heap.len() == 1;
-        let Some(mut head) = heap.peek_mut() else {
-            return false;
-        };
-        // Read through the shared reference: a mutable one would make the heap sift.
-        let key = key_of(&head.value);
-        if alone || key <= head.key {
-            return true;
+        // Alone it is the head, whatever its key: an account that others write to stays unread.
+        if heap.len() <= 1 {
+            return;
         }
+        let Some(mut head) = heap.peek_mut() else {
+            return;
+        };
+        let key = key_of(&head.value);
+        if key <= head.key {
+            return;
+        }
+        // Written through, so that the heap sifts.
         head.key = key;
     }
 }

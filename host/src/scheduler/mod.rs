@@ -205,10 +205,10 @@ impl Scheduler {
                 *active.entry(task.claim.group.id).or_default() += 1;
             }
         }
-        for (worker, seat) in self.shared.stats.iter().zip(&board.seats) {
+        for (me, worker) in self.shared.stats.iter().enumerate() {
             load.slices += worker.slices();
             load.busy_ns.push(worker.busy_ns());
-            load.slice_ns.push(seat.slice_ns());
+            load.slice_ns.push(board.slice_ns(me));
             worker.wakes.add_to(&mut load.wake_to_run);
             worker.waits.add_to(&mut load.queue_wait);
         }

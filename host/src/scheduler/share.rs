@@ -27,6 +27,9 @@ use crate::process::Pid;
 /// workers with tiny slices from writing the same cache line all the time.
 const FLOOR_STEP: u64 = 20_000;
 
+/// A worker owes a group no more than this.
+const OWED_AT_MOST_NS: u64 = 20_000;
+
 /// No slot in that worker's queue.
 pub(super) const NO_SLOT: u32 = u32::MAX;
 
@@ -84,8 +87,7 @@ struct Member {
     trees: HashMap<u64, (Arc<Tree>, usize)>,
 }
 
-/// A group's account. Groups' and trees' hot fields are on cache lines of their own: other workers write
-/// them.
+/// A group's account, on cache lines of its own, for all workers write to it.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Group {
@@ -103,7 +105,6 @@ pub(super) struct Group {
 
 /// An agent tree's account.
 #[derive(Debug)]
-#[repr(align(128))]
 pub(super) struct Tree {
     vruntime: AtomicU64,
     weight: AtomicU32,
@@ -280,6 +281,48 @@ impl Group {
     pub(super) fn weight(&self) -> u32 {
         self.weight.load(Ordering::Relaxed)
     }
+
+    fn charge(&self, ns: u64) {
+        pay(&self.vruntime, &self.weight, ns);
+    }
+}
+
+/// What a worker still owes to the group whose tasks it ran last. All workers write to the same few groups:
+/// with slices of a microsecond they would do little else.
+#[derive(Default)]
+pub(super) struct Purse {
+    /// The group whose share pays, and the one whose use is counted: not the same one on a loan.
+    groups: Option<(Arc<Group>, Arc<Group>)>,
+    owed_ns: u64,
+}
+
+impl Purse {
+    /// A claim pays for `ns` nanoseconds that a task of `user`'s group used; the groups may do so a little later.
+    pub(super) fn pay(&mut self, claim: &Claim, user: &Claim, ns: u64) {
+        claim.charge_below_group(ns);
+        let same = |(payer, used): &(Arc<Group>, Arc<Group>)| {
+            Arc::ptr_eq(payer, &claim.group) && Arc::ptr_eq(used, &user.group)
+        };
+        if !self.groups.as_ref().is_some_and(same) {
+            self.settle();
+            self.groups = Some((Arc::clone(&claim.group), Arc::clone(&user.group)));
+        }
+        self.owed_ns += ns;
+        if self.owed_ns >= OWED_AT_MOST_NS {
+            self.settle();
+        }
+    }
+
+    /// Pays what is owed.
+    pub(super) fn settle(&mut self) {
+        if let Some((payer, user)) = &self.groups
+            && self.owed_ns > 0
+        {
+            payer.charge(self.owed_ns);
+            user.cpu_ns.fetch_add(self.owed_ns, Ordering::Relaxed);
+            self.owed_ns = 0;
+        }
+    }
 }
 
 impl Tree {
@@ -306,12 +349,14 @@ impl Claim {
 
     /// Makes all three levels pay for `ns` nanoseconds.
     pub(super) fn charge(&self, ns: u64) {
-        let pay = |vruntime: &AtomicU64, weight: &AtomicU32| {
-            vruntime.fetch_add(virtual_ns(ns, weight.load(Ordering::Relaxed)), Ordering::Relaxed);
-        };
-        pay(&self.vruntime, &self.weight);
-        pay(&self.tree.vruntime, &self.tree.weight);
-        pay(&self.group.vruntime, &self.group.weight);
+        self.charge_below_group(ns);
+        self.group.charge(ns);
+    }
+
+    /// Makes the task and its tree pay; the group's part is the caller's to charge.
+    pub(super) fn charge_below_group(&self, ns: u64) {
+        pay(&self.vruntime, &self.weight, ns);
+        pay(&self.tree.vruntime, &self.tree.weight, ns);
     }
 
     pub(super) fn place(&self) -> Place {
@@ -336,6 +381,10 @@ impl Claim {
             self.tree.weight.store(nice.weight(), Ordering::Relaxed);
         }
     }
+}
+
+fn pay(vruntime: &AtomicU64, weight: &AtomicU32, ns: u64) {
+    vruntime.fetch_add(virtual_ns(ns, weight.load(Ordering::Relaxed)), Ordering::Relaxed);
 }
 
 /// Raises `to` to `at_least`, unless less than `step` is missing.

@@ -528,9 +528,10 @@ mod tests {
         let in_tree = in_group.iter().filter(|t| t.tree == task.tree);
         let trees: std::collections::HashSet<u64> = in_group.iter().map(|t| t.tree).collect();
         let of_tree = f64::from(task.nice.weight()) / in_tree.map(|t| f64::from(t.nice.weight())).sum::<f64>();
-        let of_group = tree_weight(&task.group, task.tree)
-            / trees.iter().map(|tree| tree_weight(&task.group, *tree)).sum::<f64>();
-        let weight = |name: &str| sim.group_weights.iter().find(|(n, _)| n == name).map_or(1024.0, |(_, w)| (*w).into());
+        let of_group =
+            tree_weight(&task.group, task.tree) / trees.iter().map(|tree| tree_weight(&task.group, *tree)).sum::<f64>();
+        let weight =
+            |name: &str| sim.group_weights.iter().find(|(n, _)| n == name).map_or(1024.0, |(_, w)| (*w).into());
         let of_all = weight(&task.group) / sim.group_weights.iter().map(|(_, w)| f64::from(*w)).sum::<f64>();
         of_tree * of_group * of_all
     }

@@ -133,7 +133,7 @@ pub struct Load {
     pub slices: u64,
     /// Nanoseconds spent polling since the start, one figure per worker.
     pub busy_ns: Vec<u64>,
-    /// The length of the last slice given, in nanoseconds, one figure per worker.
+    /// How long a slice is now, in nanoseconds, one figure per worker.
     pub slice_ns: Vec<u64>,
     /// Workers whose thread lives. Fewer than there were at the start: a bug, and it was logged.
     pub workers_alive: usize,

@@ -15,7 +15,7 @@ use tokio::sync::SetOnce;
 use super::loan::Loans;
 use super::meter::Meter;
 use super::queue::{Entry, Reason};
-use super::share::Claim;
+use super::share::{Claim, Purse};
 use super::state::{Killed, Pended, State, Woken};
 use super::stats::bump;
 use super::{Runnable, Shared};
@@ -70,6 +70,7 @@ pub(super) struct Turn<'a> {
     /// task's first expense.
     pub(super) now_ns: &'a mut u64,
     pub(super) meter: &'a mut Meter,
+    pub(super) purse: &'a mut Purse,
 }
 
 /// What is gone when the task is over. The waker holds the task, so it must go too: else the two would
@@ -166,6 +167,9 @@ impl Task {
             let more = shared.board.goes_on(worker, used_ns) && !shared.is_closing();
             if !more || unpaid_ns >= CHARGE_EVERY_NS {
                 self.pay(&mut turn, &mut unpaid_ns);
+                if more {
+                    shared.board.seats[worker].runs(turn.claim);
+                }
             }
             match polled {
                 Ok(Poll::Pending) => match self.state.pending(more) {
@@ -200,9 +204,7 @@ impl Task {
     fn pay(&self, turn: &mut Turn<'_>, unpaid_ns: &mut u64) {
         let ns = std::mem::take(unpaid_ns);
         if ns > 0 {
-            turn.claim.charge(ns);
-            self.claim.group.cpu_ns.fetch_add(ns, Ordering::Relaxed);
-            turn.shared.board.seats[turn.worker].runs(turn.claim);
+            turn.purse.pay(turn.claim, &self.claim, ns);
         }
     }
 

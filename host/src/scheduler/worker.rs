@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use super::Shared;
 use super::meter::Meter;
 use super::queue::{Entry, Reason};
+use super::share::Purse;
 use super::state::Taken;
 use super::task::{Task, Turn, panic_message};
 
@@ -28,10 +29,11 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
     let (board, stats, seat) = (&shared.board, &shared.stats[me], &shared.board.seats[me]);
     let mut now_ns = shared.now_ns();
     let mut looked_ns = now_ns;
-    let mut meter = Meter::new(now_ns);
+    let (mut meter, mut purse) = (Meter::new(now_ns), Purse::default());
     while !shared.is_closing() {
         let Some(entry) = board.next(me, now_ns, &mut looked_ns) else {
             seat.set_busy(false);
+            purse.settle();
             shared.idle.sleep(me, || shared.is_closing() || board.has_queued());
             now_ns = shared.now_ns();
             meter.restart(now_ns);
@@ -60,12 +62,13 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
         let entry = current.insert(entry);
         #[cfg(test)]
         shared.crash_if_told(entry.item.pid);
-        let turn = Turn { shared, worker: me, claim: &entry.claim, now_ns: &mut now_ns, meter: &mut meter };
+        let (now_ns, meter, purse) = (&mut now_ns, &mut meter, &mut purse);
+        let turn = Turn { shared, worker: me, claim: &entry.claim, now_ns, meter, purse };
         let goes_on = entry.item.run_slice(turn);
         if let Some(mut entry) = current.take()
             && goes_on
         {
-            Arc::clone(&entry.item).renew(&mut entry, now_ns);
+            Arc::clone(&entry.item).renew(&mut entry, *now_ns);
             // No wake-up: this worker looks into the queues again before it sleeps (step 7 of mod.rs).
             board.put_back(entry, me);
         }
