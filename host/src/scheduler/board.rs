@@ -189,27 +189,27 @@ impl<T: Send + 'static> Board<T> {
         self.seats[worker].give_way.store(true, Ordering::Relaxed);
     }
 
-    /// Puts the task that worker `me` ran back into its queue.
-    pub(super) fn put_back(&self, entry: Entry<T>, me: usize) {
-        self.shares.admit(&entry.claim, entry.reason);
-        self.queues[me].push(entry);
-    }
-
-    /// What worker `me` runs next. It looks at the other queues if its own is empty, and from time to time:
-    /// `looked_ns` is when it last did.
-    pub(super) fn next(&self, me: usize, now_ns: u64, looked_ns: &mut u64) -> Option<Entry<T>> {
+    /// What worker `me` runs next, after `back`, what it ran, is in its queue again. It looks at the other
+    /// queues if its own is empty, and from time to time: `looked_ns` is when it last did.
+    pub(super) fn next(&self, me: usize, now_ns: u64, looked_ns: &mut u64, back: Option<Entry<T>>) -> Option<Entry<T>> {
         // Lowered before the look: what is queued before it is raised again is seen by that look, but for
         // one at an empty queue that races with the push; then it waits for the end of a slice.
         if self.seats[me].must_give_way() {
             self.seats[me].give_way.store(false, Ordering::Relaxed);
         }
-        if self.queues.len() > 1 && now_ns.saturating_sub(*looked_ns) >= LOOK_EVERY_NS {
-            *looked_ns = now_ns;
-            if let Some(entry) = self.take_lagging(me) {
-                return Some(entry);
-            }
+        if let Some(entry) = &back {
+            self.shares.admit(&entry.claim, entry.reason);
         }
-        self.queues[me].pop().or_else(|| self.steal(me))
+        let own = &self.queues[me];
+        if self.queues.len() == 1 || now_ns.saturating_sub(*looked_ns) < LOOK_EVERY_NS {
+            let next = if let Some(entry) = back { own.swap(entry) } else { own.pop() };
+            return next.or_else(|| self.steal(me));
+        }
+        *looked_ns = now_ns;
+        if let Some(entry) = back {
+            own.push(entry);
+        }
+        self.take_lagging(me).or_else(|| own.pop()).or_else(|| self.steal(me))
     }
 
     /// Whether what `me` runs goes on after `used_ns` nanoseconds of its slice. The more tasks wait behind
@@ -286,5 +286,115 @@ impl<T: Send + 'static> Board<T> {
         for queue in &self.queues {
             while queue.pop().is_some() {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::queue::Reason;
+    use super::super::share::TaskSpec;
+    use super::*;
+    use crate::process::Pid;
+
+    fn board(policy: PolicyKind) -> Board<u64> {
+        Board::new(3, policy, SliceRule::default())
+    }
+
+    /// A claim of a group of its own that has had so many milliseconds.
+    fn claim(board: &Board<u64>, pid: u64, had_ms: u64) -> Arc<Claim> {
+        let claim = board.shares.join(&TaskSpec { group: Arc::from(pid.to_string()), ..TaskSpec::new(Pid(pid)) });
+        claim.charge(had_ms * 1_000_000);
+        claim
+    }
+
+    fn entry(item: u64, claim: &Arc<Claim>) -> Entry<u64> {
+        Entry { item, claim: Arc::clone(claim), ticket: 0, since_ns: item, reason: Reason::Woken }
+    }
+
+    fn runs(board: &Board<u64>, worker: usize, had_ms: u64) {
+        board.seats[worker].runs(&claim(board, 100 + worker as u64, had_ms));
+        board.seats[worker].set_busy(true);
+    }
+
+    fn giving_way(board: &Board<u64>) -> Vec<bool> {
+        board.seats.iter().map(Seat::must_give_way).collect()
+    }
+
+    #[test]
+    fn slices_are_the_target_by_the_runnable_within_bounds() {
+        let rule = SliceRule::default();
+        for (runnable, us) in [(0, 5_000), (1, 5_000), (2, 5_000), (4, 2_500), (20, 500), (50, 200), (1_000_000, 200)] {
+            assert_eq!(rule.slice_ns(runnable), us * 1_000, "{runnable}");
+        }
+        let crossed = SliceRule { floor: Duration::from_millis(7), ..rule };
+        assert_eq!(crossed.slice_ns(1), 7_000_000);
+    }
+
+    #[test]
+    fn a_wake_goes_to_a_sleeper_its_own_first() {
+        let board = board(PolicyKind::Fair);
+        runs(&board, 0, 50);
+        let woken = claim(&board, 1, 0);
+        assert_eq!(board.place(entry(1, &woken), 1, |w| w > 0), 1);
+        assert_eq!(board.place(entry(2, &woken), 0, |w| w == 2), 2);
+        assert_eq!(giving_way(&board), [false; 3]);
+    }
+
+    #[test]
+    fn else_the_one_furthest_ahead_gives_way_that_does_not_already() {
+        let board = board(PolicyKind::Fair);
+        for (worker, had_ms) in [(0, 20), (1, 50), (2, 30)] {
+            runs(&board, worker, had_ms);
+        }
+        let nobody = |_| false;
+        let woken = claim(&board, 1, 10);
+        assert_eq!(board.place(entry(1, &woken), 0, nobody), 1);
+        assert_eq!(giving_way(&board), [false, true, false]);
+        assert_eq!(board.place(entry(2, &woken), 0, nobody), 2);
+        assert_eq!(board.place(entry(3, &woken), 0, nobody), 0);
+        assert_eq!(board.place(entry(4, &woken), 0, nobody), 1, "all give way: behind the one furthest ahead");
+        // Who has had more than all that run waits at home.
+        let board = super::tests::board(PolicyKind::Fair);
+        (0..3).for_each(|w| runs(&board, w, 1));
+        assert_eq!(board.place(entry(1, &claim(&board, 1, 100)), 2, nobody), 2);
+        assert_eq!(giving_way(&board), [false; 3]);
+    }
+
+    #[test]
+    fn round_robin_makes_nobody_give_way() {
+        let board = board(PolicyKind::RoundRobin);
+        (0..3).for_each(|w| runs(&board, w, 50));
+        assert_eq!(board.place(entry(1, &claim(&board, 1, 0)), 2, |_| false), 2);
+        assert_eq!(giving_way(&board), [false; 3]);
+    }
+
+    #[test]
+    fn a_worker_takes_what_lags_elsewhere_when_it_looks_and_anything_when_it_is_idle() {
+        for policy in [PolicyKind::Fair, PolicyKind::RoundRobin] {
+            let board = board(policy);
+            let (ahead, behind) = (claim(&board, 1, 50), claim(&board, 2, 10));
+            // Round robin goes by the time of coming, which is the item's number here.
+            let (late, early) = (entry(9_000_000, &ahead), entry(1, &behind));
+            board.queues[0].push(late);
+            board.queues[1].push(early);
+            let mut looked_ns = 1_000;
+            let next = |now_ns, looked_ns: &mut u64| board.next(0, now_ns, looked_ns, None).map(|e| e.item);
+            assert_eq!(next(1_000 + LOOK_EVERY_NS, &mut looked_ns), Some(1));
+            assert_eq!(next(1_001 + LOOK_EVERY_NS, &mut looked_ns), Some(9_000_000));
+            assert_eq!(next(1_001 + LOOK_EVERY_NS, &mut looked_ns), None);
+            board.queues[2].push(entry(3, &behind));
+            assert_eq!(next(1_002 + LOOK_EVERY_NS, &mut looked_ns), Some(3));
+        }
+    }
+
+    #[test]
+    fn the_dead_get_nothing_and_new_tasks_go_where_least_is() {
+        let board = board(PolicyKind::Fair);
+        board.queues[1].push(entry(1, &claim(&board, 1, 0)));
+        runs(&board, 2, 0);
+        assert_eq!(board.emptiest(), 0);
+        board.bury_worker(0);
+        assert_eq!((board.emptiest(), board.workers_alive()), (1, 2));
+        assert_eq!(board.place(entry(2, &claim(&board, 2, 0)), 0, |_| false), 1);
     }
 }

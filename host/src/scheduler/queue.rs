@@ -115,6 +115,15 @@ impl<T> Queue<T> {
         self.len.store(policy.len(), Ordering::Release);
     }
 
+    /// Takes one in and gives the head.
+    pub(super) fn swap(&self, entry: Entry<T>) -> Option<Entry<T>> {
+        let mut policy = self.lock();
+        policy.enqueue(entry);
+        let head = policy.next();
+        self.len.store(policy.len(), Ordering::Release);
+        head
+    }
+
     pub(super) fn pop(&self) -> Option<Entry<T>> {
         self.pop_if(|_| true)
     }

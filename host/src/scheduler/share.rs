@@ -245,9 +245,10 @@ impl Shares {
 }
 
 impl Table {
-    /// The group of that name, made if there is none. Drops the ghosts whose debt is paid.
+    /// The group of that name, made if there is none. Drops the ghosts whose debt is paid, once they may be
+    /// half of all.
     fn member(&mut self, name: &Arc<str>, shares: &Shares) -> &mut Member {
-        if self.ghosts > 0 {
+        if self.ghosts > 0 && self.ghosts >= self.groups.len() / 2 {
             self.groups.retain(|other, m| other == name || !m.trees.is_empty() || shares.has_debt(&m.group));
             let others = self.groups.iter().filter(|(other, m)| *other != name && m.trees.is_empty());
             self.ghosts = others.count();

@@ -221,14 +221,14 @@ impl World {
         let to = self.board.place(entry, task.home, |w| workers[w].current.is_none());
         let n = workers.len();
         if let Some(sleeper) = (0..n).map(|k| (to + k) % n).find(|w| workers[*w].current.is_none()) {
-            self.next(sleeper);
+            self.next(sleeper, None);
         }
     }
 
-    /// A worker looks for a task.
-    fn next(&mut self, me: usize) {
+    /// A worker looks for a task, after it has put `back` what it ran.
+    fn next(&mut self, me: usize, back: Option<Entry<usize>>) {
         let worker = &mut self.workers[me];
-        let Some(entry) = self.board.next(me, self.now, &mut worker.looked_ns) else {
+        let Some(entry) = self.board.next(me, self.now, &mut worker.looked_ns, back) else {
             worker.current = None;
             self.board.seats[me].set_busy(false);
             return;
@@ -274,15 +274,14 @@ impl World {
         if blocks {
             let at = self.now.saturating_add(task.next_sleep());
             self.plan(at, Event::Wakes(slice.entry.item));
-            self.next(me);
+            self.next(me, None);
         } else if more {
             self.workers[me].current = Some(slice);
             self.poll(me);
         } else {
             task.waits_since = Some(self.now);
             let entry = Entry { since_ns: self.now, reason: Reason::SliceUsed, ..slice.entry };
-            self.board.put_back(entry, me);
-            self.next(me);
+            self.next(me, Some(entry));
         }
     }
 

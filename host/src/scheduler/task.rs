@@ -118,15 +118,15 @@ impl Task {
         Entry { claim: self.best_claim(), ticket, since_ns: now_ns, reason, item: self }
     }
 
-    /// Makes the entry that it was taken with its newest one.
-    pub(super) fn renew(self: &Arc<Self>, entry: &mut Entry<Arc<Self>>, now_ns: u64) {
-        entry.ticket = self.ticket.fetch_add(1, Ordering::Relaxed) + 1;
-        self.runnable_ns.store(now_ns, Ordering::Relaxed);
-        entry.since_ns = now_ns;
-        entry.reason = Reason::SliceUsed;
-        if self.loans.any() || !Arc::ptr_eq(&entry.claim, &self.claim) {
-            entry.claim = self.best_claim();
+    /// Makes the entry of a task that goes on its newest one again.
+    pub(super) fn renew(mut entry: Entry<Arc<Self>>, now_ns: u64) -> Entry<Arc<Self>> {
+        let task = &entry.item;
+        entry.ticket = task.ticket.fetch_add(1, Ordering::Relaxed) + 1;
+        task.runnable_ns.store(now_ns, Ordering::Relaxed);
+        if task.loans.any() || !Arc::ptr_eq(&entry.claim, &task.claim) {
+            entry.claim = task.best_claim();
         }
+        Entry { since_ns: now_ns, reason: Reason::SliceUsed, ..entry }
     }
 
     /// Whether this entry is the one that counts.

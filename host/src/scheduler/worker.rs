@@ -30,8 +30,11 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
     let mut now_ns = shared.now_ns();
     let mut looked_ns = now_ns;
     let (mut meter, mut purse) = (Meter::new(now_ns), Purse::default());
+    let mut back = None;
     while !shared.is_closing() {
-        let Some(entry) = board.next(me, now_ns, &mut looked_ns) else {
+        // To put its own task back, a worker wakes nobody: it looks into the queues again before it sleeps
+        // (step 7 of mod.rs).
+        let Some(entry) = board.next(me, now_ns, &mut looked_ns, back.take()) else {
             seat.set_busy(false);
             purse.settle();
             shared.idle.sleep(me, || shared.is_closing() || board.has_queued());
@@ -65,13 +68,7 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
         let (now_ns, meter, purse) = (&mut now_ns, &mut meter, &mut purse);
         let turn = Turn { shared, worker: me, claim: &entry.claim, now_ns, meter, purse };
         let goes_on = entry.item.run_slice(turn);
-        if let Some(mut entry) = current.take()
-            && goes_on
-        {
-            Arc::clone(&entry.item).renew(&mut entry, *now_ns);
-            // No wake-up: this worker looks into the queues again before it sleeps (step 7 of mod.rs).
-            board.put_back(entry, me);
-        }
+        back = current.take().filter(|_| goes_on).map(|entry| Task::renew(entry, *now_ns));
     }
     seat.set_busy(false);
 }
