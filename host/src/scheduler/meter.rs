@@ -22,30 +22,25 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// Only the thread that is measured may call this, and all that follows.
-    pub(super) fn new(wall_ns: u64) -> Self {
-        Self { wall_ns, cpu_ns: thread_cpu_ns() }
-    }
-
-    /// Starts anew after a sleep.
-    pub(super) fn restart(&mut self, wall_ns: u64) {
-        *self = Self::new(wall_ns);
+    /// `cpu_ns` of the thread that is measured, which is the calling one in all of these.
+    pub(super) fn new(wall_ns: u64, cpu_ns: u64) -> Self {
+        Self { wall_ns, cpu_ns }
     }
 
     /// Nanoseconds since the last look in which this thread did not run, if it is time for a look.
-    pub(super) fn lost_ns(&mut self, wall_ns: u64) -> u64 {
+    pub(super) fn lost_ns(&mut self, wall_ns: u64, read_cpu_ns: impl FnOnce() -> u64) -> u64 {
         let passed = wall_ns.saturating_sub(self.wall_ns);
         if passed < CHECK_EVERY_NS {
             return 0;
         }
-        let before = self.cpu_ns;
-        self.restart(wall_ns);
-        let lost = passed.saturating_sub(self.cpu_ns.saturating_sub(before));
+        let before = std::mem::replace(self, Self::new(wall_ns, read_cpu_ns()));
+        let lost = passed.saturating_sub(self.cpu_ns.saturating_sub(before.cpu_ns));
         if lost > NOISE_NS { lost } else { 0 }
     }
 }
 
-fn thread_cpu_ns() -> u64 {
+/// The calling thread's CPU time.
+pub(super) fn thread_cpu_ns() -> u64 {
     let t = clock_gettime(ClockId::ThreadCPUTime);
     // Never negative: it counts from the thread's start.
     u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
@@ -53,24 +48,23 @@ fn thread_cpu_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
 
     #[test]
-    fn a_sleep_is_lost_and_work_is_not() {
-        let start = Instant::now();
-        let now = || u64::try_from(start.elapsed().as_nanos()).unwrap();
-        let mut meter = Meter::new(now());
-        // The sleep is how this thread loses its core; nothing waits for it.
-        std::thread::sleep(Duration::from_millis(5));
-        let lost = meter.lost_ns(now());
-        assert!(lost > 4_000_000, "{lost}");
-        assert_eq!(meter.lost_ns(now()), 0, "too early for another look");
-        let since = now();
-        while thread_cpu_ns() < meter.cpu_ns + 2_000_000 {}
-        let (end, cpu) = (now(), 2_000_000);
-        // All but the work, whatever this machine did besides.
-        assert!(meter.lost_ns(end) <= (end - since).saturating_sub(cpu) + NOISE_NS);
+    fn what_the_cpu_clock_did_not_count_is_lost() {
+        let mut meter = Meter::new(1_000_000, 50_000);
+        let never = || unreachable!("too early for a look");
+        assert_eq!(meter.lost_ns(1_199_999, never), 0);
+        assert_eq!(meter.lost_ns(1_300_000, || 345_000), 0, "noise");
+        assert_eq!(meter.lost_ns(1_400_000, never), 0);
+        assert_eq!(meter.lost_ns(9_300_000, || 1_345_000), 7_000_000);
+        assert_eq!(meter.lost_ns(9_600_000, || 1_700_000), 0, "no debt if it counted more");
+    }
+
+    #[test]
+    fn the_cpu_clock_counts_work() {
+        let before = thread_cpu_ns();
+        while thread_cpu_ns() == before {}
+        assert!(thread_cpu_ns() > before);
     }
 }

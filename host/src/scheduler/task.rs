@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::sync::SetOnce;
 
 use super::loan::Loans;
-use super::meter::Meter;
+use super::meter::{Meter, thread_cpu_ns};
 use super::queue::{Entry, Reason};
 use super::share::{Claim, Purse};
 use super::state::{Killed, Pended, State, Woken};
@@ -158,7 +158,7 @@ impl Task {
         let end = loop {
             let polled = catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(&mut cx)));
             let now = shared.now_ns();
-            let ns = now.saturating_sub(*turn.now_ns).saturating_sub(turn.meter.lost_ns(now));
+            let ns = now.saturating_sub(*turn.now_ns).saturating_sub(turn.meter.lost_ns(now, thread_cpu_ns));
             *turn.now_ns = now;
             used_ns += ns;
             unpaid_ns += ns;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use super::meter::Meter;
+use super::meter::{Meter, thread_cpu_ns};
 use super::queue::{Entry, Reason};
 use super::share::Purse;
 use super::state::Taken;
@@ -29,7 +29,7 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
     let (board, stats, seat) = (&shared.board, &shared.stats[me], &shared.board.seats[me]);
     let mut now_ns = shared.now_ns();
     let mut looked_ns = now_ns;
-    let (mut meter, mut purse) = (Meter::new(now_ns), Purse::default());
+    let (mut meter, mut purse) = (Meter::new(now_ns, thread_cpu_ns()), Purse::default());
     let mut back = None;
     while !shared.is_closing() {
         // To put its own task back, a worker wakes nobody: it looks into the queues again before it sleeps
@@ -39,7 +39,7 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
             purse.settle();
             shared.idle.sleep(me, || shared.is_closing() || board.has_queued());
             now_ns = shared.now_ns();
-            meter.restart(now_ns);
+            meter = Meter::new(now_ns, thread_cpu_ns());
             continue;
         };
         let task = &entry.item;
