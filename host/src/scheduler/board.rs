@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use super::queue::{Entry, PolicyKind, Queue};
-use super::share::{Claim, Credit, Place, Shares};
+use super::share::{Bounds, Claim, Place, Shares};
 
 /// Differences below this many virtual nanoseconds move no task to another worker and preempt nobody: as
 /// long as a short slice, so that it stays invisible, and many times what such a move costs.
@@ -72,9 +72,10 @@ impl Slices {
 
     /// A sleeper may come back half a target latency behind the others: enough to be served at once, and
     /// no more than that ahead of anybody. Who runs may be four of them behind, which only a task that
-    /// cannot use its share ever is.
-    fn credit(self) -> Credit {
-        Credit { woken: self.target / 2, running: self.target.saturating_mul(4) }
+    /// cannot use its share ever is. Use off the CPU delays by a hundred of them: a second.
+    fn bounds(self) -> Bounds {
+        let times = |n| self.target.saturating_mul(n);
+        Bounds { woken: self.target / 2, running: times(4), charged: times(100) }
     }
 }
 
@@ -136,7 +137,7 @@ pub(super) struct Board<T> {
 impl<T: Send + 'static> Board<T> {
     pub(super) fn new(workers: usize, policy: PolicyKind, rule: SliceRule) -> Self {
         let slices = Slices::from(rule);
-        let shares = Arc::new(Shares::new(workers, slices.credit()));
+        let shares = Arc::new(Shares::new(workers, slices.bounds()));
         Self {
             policy,
             slices,

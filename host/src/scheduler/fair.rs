@@ -237,13 +237,13 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::super::queue::Reason;
-    use super::super::share::{Claim, Credit, TaskSpec};
+    use super::super::share::{Bounds, Claim, TaskSpec};
     use super::super::weights::Nice;
     use super::*;
     use crate::process::Pid;
 
     fn shares() -> Arc<Shares> {
-        Arc::new(Shares::new(2, Credit { woken: 0, running: 0 }))
+        Arc::new(Shares::new(2, Bounds { woken: 0, running: 0, charged: 0 }))
     }
 
     fn join(shares: &Shares, pid: u64, group: &str, tree: u64) -> Arc<Claim> {

@@ -45,7 +45,8 @@ impl TaskHandle {
     }
 
     /// Makes it, its tree and its group pay for `ns` nanoseconds of something else than polls, as if it had
-    /// run for so long: LLM tokens, time on a gateway's slot. They wait accordingly while others want to run.
+    /// run for so long: LLM tokens, time on a gateway's slot. They wait accordingly while others want to run,
+    /// but the debt of each stays below a hundred target latencies (a second): what is more is only counted.
     pub fn charge(&self, ns: u64) {
         self.0.charge(ns);
     }

@@ -54,18 +54,20 @@ impl TaskSpec {
     }
 }
 
-/// How far behind the floor one may be, in virtual nanoseconds.
+/// How far from the floor one may be, in virtual nanoseconds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Credit {
-    /// After a sleep.
+pub(super) struct Bounds {
+    /// Behind it after a sleep.
     pub(super) woken: u64,
-    /// After a slice.
+    /// Behind it after a slice.
     pub(super) running: u64,
+    /// Ahead of it by what was charged for use off the CPU.
+    pub(super) charged: u64,
 }
 
 /// All shares.
 pub(super) struct Shares {
-    credit: Credit,
+    bounds: Bounds,
     workers: usize,
     /// Of the groups.
     floor: AtomicU64,
@@ -151,8 +153,8 @@ impl Place {
 }
 
 impl Shares {
-    pub(super) fn new(workers: usize, credit: Credit) -> Self {
-        Self { credit, workers, floor: AtomicU64::new(0), table: Mutex::default() }
+    pub(super) fn new(workers: usize, bounds: Bounds) -> Self {
+        Self { bounds, workers, floor: AtomicU64::new(0), table: Mutex::default() }
     }
 
     /// Makes a task's claim, with its group and tree if they are new.
@@ -217,8 +219,8 @@ impl Shares {
     /// Lifts a claim that is about to be queued to its bounded credit, at all three levels.
     pub(super) fn admit(&self, claim: &Claim, reason: Reason) {
         let credit = match reason {
-            Reason::SliceUsed => self.credit.running,
-            Reason::New | Reason::Woken => self.credit.woken,
+            Reason::SliceUsed => self.bounds.running,
+            Reason::New | Reason::Woken => self.bounds.woken,
         };
         let lift = |vruntime: &AtomicU64, floor: &AtomicU64| {
             raise(vruntime, floor.load(Ordering::Relaxed).saturating_sub(credit), 0);
@@ -226,6 +228,19 @@ impl Shares {
         lift(&claim.group.vruntime, &self.floor);
         lift(&claim.tree.vruntime, &claim.group.floor);
         lift(&claim.vruntime, &claim.tree.floor);
+    }
+
+    /// Makes all three levels pay for `ns` nanoseconds of something else than the CPU, each no further than
+    /// to the bound: a model call of a minute must not exile an agent and its whole group for as long.
+    pub(super) fn charge(&self, claim: &Claim, ns: u64) {
+        let pay = |vruntime: &AtomicU64, weight: &AtomicU32, floor: &AtomicU64| {
+            let bound = floor.load(Ordering::Relaxed).saturating_add(self.bounds.charged);
+            let room = bound.saturating_sub(vruntime.load(Ordering::Relaxed));
+            vruntime.fetch_add(virtual_ns(ns, weight.load(Ordering::Relaxed)).min(room), Ordering::Relaxed);
+        };
+        pay(&claim.vruntime, &claim.weight, &claim.tree.floor);
+        pay(&claim.tree.vruntime, &claim.tree.weight, &claim.group.floor);
+        pay(&claim.group.vruntime, &claim.group.weight, &self.floor);
     }
 
     /// Notes that a claim was picked as the next one.
@@ -410,7 +425,7 @@ mod tests {
     use super::*;
 
     fn shares() -> Shares {
-        Shares::new(1, Credit { woken: 5_000_000, running: 40_000_000 })
+        Shares::new(1, Bounds { woken: 5_000_000, running: 40_000_000, charged: 1_000_000_000 })
     }
 
     fn spec(pid: u64, group: &str, tree: u64, nice: i64) -> TaskSpec {
@@ -476,6 +491,17 @@ mod tests {
             shares.leave(claim);
         }
         assert!(shares.groups().is_empty());
+    }
+
+    #[test]
+    fn a_charge_from_elsewhere_counts_up_to_its_bound() {
+        let shares = shares();
+        let claim = shares.join(&spec(1, "a", 1, 0));
+        shares.charge(&claim, 400_000_000);
+        assert_eq!((claim.vruntime(), claim.group.vruntime()), (400_000_000, 400_000_000));
+        shares.charge(&claim, u64::MAX);
+        let place = claim.place();
+        assert_eq!([place.vruntime, place.tree_vruntime, place.group_vruntime], [1_000_000_000; 3]);
     }
 
     #[test]

@@ -318,12 +318,6 @@ impl Task {
         }
     }
 
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "a random time, rounded to nanoseconds"
-    )]
     fn exponential(&mut self, mean_ns: u64) -> u64 {
         let u: f64 = self.rng.random();
         (-(1.0 - u).ln() * mean_ns as f64) as u64

@@ -33,12 +33,6 @@ impl Histogram {
 
     /// The upper end, in nanoseconds, of the bucket that holds the quantile `q` of 0…1; 0 without times.
     #[must_use]
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "a rank of at most the count; a bucket is coarser than the rounding"
-    )]
     pub fn quantile_ns(&self, q: f64) -> u64 {
         let rank = (self.count() as f64 * q.clamp(0.0, 1.0)).ceil() as u64;
         let mut seen = 0;

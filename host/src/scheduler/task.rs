@@ -209,7 +209,7 @@ impl Task {
     }
 
     pub(super) fn charge(&self, ns: u64) {
-        self.claim.charge(ns);
+        self.shared.board.shares.charge(&self.claim, ns);
         self.charged_ns.fetch_add(ns, Ordering::Relaxed);
         self.claim.group.charged_ns.fetch_add(ns, Ordering::Relaxed);
     }

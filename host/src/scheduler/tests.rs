@@ -16,6 +16,10 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::process::Pid;
 
+mod death;
+mod loans;
+mod order;
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
@@ -32,7 +36,7 @@ fn start(rt: &Runtime, workers: usize, slice: Duration) -> Scheduler {
 }
 
 fn start_with(rt: &Runtime, workers: usize, slice: Duration, policy: PolicyKind) -> Scheduler {
-    let slice = SliceRule { target_latency: slice, floor: slice, ceiling: slice };
+    let slice = SliceRule { target_latency: slice.max(Duration::from_millis(10)), floor: slice, ceiling: slice };
     Scheduler::start(Settings { workers, policy, slice }, rt.handle().clone()).unwrap()
 }
 
@@ -59,6 +63,29 @@ async fn spin() {
     loop {
         interval().await;
     }
+}
+
+/// Keeps the only worker in a poll until the returned sender is used or dropped.
+fn hold(s: &Scheduler) -> mpsc::Sender<()> {
+    let (release, held) = mpsc::channel::<()>();
+    let (at, entered) = mpsc::channel();
+    let spec = TaskSpec { group: Arc::from("hold"), ..own(9_999) };
+    s.add(&spec, async move {
+        at.send(()).unwrap();
+        held.recv().ok();
+    });
+    entered.recv().unwrap();
+    release
+}
+
+/// A task that tells its PID when it is polled for the first time.
+fn tells(s: &Scheduler, spec: &TaskSpec, tell: &mpsc::Sender<u64>) -> TaskHandle {
+    let (tell, pid) = (tell.clone(), spec.pid.0);
+    s.add(spec, async move { tell.send(pid).unwrap() })
+}
+
+fn in_group(pid: u64, group: &str) -> TaskSpec {
+    TaskSpec { group: Arc::from(group), ..own(pid) }
 }
 
 /// Tells through a channel that it was dropped.
@@ -604,286 +631,4 @@ fn churn_ends_every_task_exactly_once() {
         assert!(matches!(end, End::Finished | End::Dropped), "{end:?}");
     }
     assert_eq!(drops.load(Ordering::SeqCst), 2_000);
-}
-
-/// Keeps the only worker in a poll until the returned sender is used or dropped.
-fn hold(s: &Scheduler) -> mpsc::Sender<()> {
-    let (release, held) = mpsc::channel::<()>();
-    let (at, entered) = mpsc::channel();
-    let spec = TaskSpec { group: Arc::from("hold"), ..own(9_999) };
-    s.add(&spec, async move {
-        at.send(()).unwrap();
-        held.recv().ok();
-    });
-    entered.recv().unwrap();
-    release
-}
-
-/// A task that tells its PID when it is polled for the first time.
-fn tells(s: &Scheduler, spec: &TaskSpec, tell: &mpsc::Sender<u64>) -> TaskHandle {
-    let (tell, pid) = (tell.clone(), spec.pid.0);
-    s.add(spec, async move { tell.send(pid).unwrap() })
-}
-
-fn in_group(pid: u64, group: &str) -> TaskSpec {
-    TaskSpec { group: Arc::from(group), ..own(pid) }
-}
-
-#[test]
-fn who_was_charged_waits_for_those_who_were_not() {
-    let rt = runtime();
-    let s = start(&rt, 1, ONE);
-    let release = hold(&s);
-    let (tell, told) = mpsc::channel();
-    let tasks: Vec<_> = (1..=3).map(|i| tells(&s, &in_group(i, &format!("g{i}")), &tell)).collect();
-    // Seconds of virtual time apart, so that the placing of wakes does not matter.
-    tasks[0].charge(3_000_000_000);
-    tasks[1].charge(1_000_000_000);
-    release.send(()).unwrap();
-    for task in &tasks {
-        assert_eq!(rt.block_on(task.done()), End::Finished);
-    }
-    assert_eq!(told.try_iter().collect::<Vec<_>>(), [3, 2, 1]);
-    assert_eq!((tasks[0].charged_ns(), tasks[2].charged_ns()), (3_000_000_000, 0));
-}
-
-#[test]
-fn a_loan_moves_its_holder_to_the_lenders_place() {
-    let rt = runtime();
-    // Transitively or directly, before or after the holder is queued.
-    for (chain, after) in [(false, false), (false, true), (true, false), (true, true)] {
-        let s = start(&rt, 1, ONE);
-        let high = s.add(&in_group(1, "high"), pending());
-        let middle = s.add(&in_group(2, "middle"), pending());
-        until(|| high.state() == TaskState::Blocked && middle.state() == TaskState::Blocked);
-        high.set_nice(Nice::new(-5).unwrap());
-        let release = hold(&s);
-        let (tell, told) = mpsc::channel();
-        let low = tells(&s, &in_group(3, "low"), &tell);
-        low.charge(5_000_000_000);
-        let other = tells(&s, &in_group(4, "other"), &tell);
-        other.charge(1_000_000_000);
-        assert_eq!((low.effective_nice().get(), low.inherits_from()), (0, None));
-        let loans = if chain && after {
-            let last = middle.lend_to(&low);
-            vec![high.lend_to(&middle), last]
-        } else if chain {
-            vec![high.lend_to(&middle), middle.lend_to(&low)]
-        } else {
-            vec![high.lend_to(&low)]
-        };
-        assert_eq!(low.effective_nice().get(), -5);
-        assert!(low.inherits_from().is_some());
-        if !after && !chain {
-            assert_eq!(low.inherits_from(), Some(Pid(1)));
-        }
-        release.send(()).unwrap();
-        rt.block_on(other.done());
-        rt.block_on(low.done());
-        assert_eq!(told.try_iter().collect::<Vec<_>>(), [3, 4], "chain {chain}, after {after}");
-        drop(loans);
-    }
-}
-
-#[test]
-fn a_loan_ends_with_its_drop_even_for_a_queued_holder() {
-    let rt = runtime();
-    let s = start(&rt, 1, ONE);
-    let high = s.add(&in_group(1, "high"), pending());
-    until(|| high.state() == TaskState::Blocked);
-    let release = hold(&s);
-    let (tell, told) = mpsc::channel();
-    let low = tells(&s, &in_group(3, "low"), &tell);
-    low.charge(5_000_000_000);
-    let other = tells(&s, &in_group(4, "other"), &tell);
-    other.charge(1_000_000_000);
-    drop(high.lend_to(&low));
-    assert_eq!((low.inherits_from(), low.effective_nice()), (None, Nice::default()));
-    release.send(()).unwrap();
-    rt.block_on(low.done());
-    assert_eq!(told.try_iter().collect::<Vec<_>>(), [4, 3]);
-}
-
-#[test]
-fn cycles_of_loans_and_loans_of_the_dead_are_harmless() {
-    let rt = runtime();
-    let s = start(&rt, 2, ONE);
-    let tasks: Vec<_> = (1..=3).map(|i| s.add(&own(i), spin())).collect();
-    let weak = Arc::downgrade(&tasks[0].0);
-    let mut loans: Vec<_> = (0..3).map(|i| tasks[i].lend_to(&tasks[(i + 1) % 3])).collect();
-    loans.push(tasks[0].lend_to(&tasks[0]));
-    let seen: Vec<u64> = tasks.iter().map(TaskHandle::slices).collect();
-    until(|| tasks.iter().zip(&seen).all(|(t, seen)| t.slices() > seen + 100));
-    tasks[2].set_nice(Nice::MIN);
-    assert!(tasks.iter().all(|t| t.effective_nice() == Nice::MIN));
-    rt.block_on(tasks[2].kill());
-    assert!(tasks[..2].iter().all(|t| t.effective_nice() == Nice::default()));
-    assert_eq!(tasks[0].inherits_from(), None);
-    drop(loans);
-    assert_eq!(tasks[1].inherits_from(), None);
-    for task in &tasks {
-        rt.block_on(task.kill());
-    }
-    drop((tasks, s));
-    assert!(weak.upgrade().is_none());
-}
-
-/// Loans come and go between tasks that run, block, stop and die; everybody must still get there.
-#[test]
-fn no_task_is_lost_under_random_loans() {
-    let seed = seed();
-    let mut rng = StdRng::seed_from_u64(seed);
-    let rt = runtime();
-    let s = start(&rt, 2, ONE);
-    let goal = Arc::new(AtomicBool::new(false));
-    let tasks: Vec<_> = (0..24)
-        .map(|i| {
-            let goal = Arc::clone(&goal);
-            s.add(&TaskSpec { tree: i % 5, ..in_group(i, &format!("g{}", i % 3)) }, async move {
-                while !goal.load(Ordering::Relaxed) {
-                    interval().await;
-                    if i % 4 == 0 {
-                        tokio::task::yield_now().await;
-                    }
-                }
-            })
-        })
-        .collect();
-    let mut loans = std::collections::VecDeque::new();
-    for _ in 0..20_000 {
-        let (a, b) = (&tasks[rng.random_range(0..24)], &tasks[rng.random_range(0..24)]);
-        match rng.random_range(0..40) {
-            0 => a.stop(),
-            1..4 => a.cont(),
-            4 => a.set_nice(Nice::new(rng.random_range(-20..=19)).unwrap()),
-            5 => a.charge(rng.random_range(0..100_000)),
-            _ => loans.push_back(a.lend_to(b)),
-        }
-        if loans.len() > 12 {
-            loans.pop_front();
-        }
-    }
-    drop(loans);
-    goal.store(true, Ordering::Relaxed);
-    tasks.iter().for_each(TaskHandle::cont);
-    for task in &tasks {
-        assert_eq!(rt.block_on(task.done()), End::Finished);
-        assert_eq!(task.inherits_from(), None);
-    }
-}
-
-#[test]
-fn a_wake_makes_a_spinner_give_way() {
-    let rt = runtime();
-    let s = start(&rt, 1, LONG);
-    let (go, gate) = oneshot::channel::<()>();
-    let sleeper = s.add(&own(1), async { gate.await.unwrap() });
-    until(|| sleeper.state() == TaskState::Blocked);
-    // Its slice is an hour: only a wake can end it.
-    let spinner = s.add(&own(2), spin());
-    until(|| spinner.cpu_ns() > 20_000_000);
-    assert_eq!(spinner.slices(), 1);
-    go.send(()).unwrap();
-    assert_eq!(rt.block_on(sleeper.done()), End::Finished);
-    assert_eq!(s.load().wake_to_run.count(), 1);
-    until(|| spinner.slices() == 2);
-}
-
-#[test]
-fn round_robin_does_not_preempt() {
-    let rt = runtime();
-    let s = start_with(&rt, 1, LONG, PolicyKind::RoundRobin);
-    let (go, gate) = oneshot::channel::<()>();
-    let sleeper = s.add(&own(1), async { gate.await.unwrap() });
-    until(|| sleeper.state() == TaskState::Blocked);
-    let spinner = s.add(&own(2), spin());
-    until(|| spinner.cpu_ns() > 1_000_000);
-    go.send(()).unwrap();
-    let cpu = spinner.cpu_ns();
-    until(|| spinner.cpu_ns() > cpu + 20_000_000);
-    assert_eq!((spinner.slices(), sleeper.state()), (1, TaskState::Runnable));
-    assert_eq!((PolicyKind::named("fair"), PolicyKind::named("fifo")), (Some(PolicyKind::Fair), None));
-    assert_eq!(PolicyKind::named("round-robin"), Some(PolicyKind::RoundRobin));
-}
-
-#[test]
-fn the_slice_follows_the_number_of_runnable_tasks() {
-    let rt = runtime();
-    let s = Scheduler::start(Settings::new(1), rt.handle().clone()).unwrap();
-    let first = s.add(&own(1), spin());
-    until(|| first.cpu_ns() > 1_000_000);
-    assert_eq!(s.load().slice_ns, [5_000_000]);
-    let more: Vec<_> = (2..=4).map(|i| s.add(&own(i), spin())).collect();
-    until(|| s.load().slice_ns == [2_500_000]);
-    let many: Vec<_> = (5..=104).map(|i| s.add(&own(i), spin())).collect();
-    until(|| s.load().slice_ns == [200_000]);
-    for task in more.iter().chain(&many) {
-        rt.block_on(task.kill());
-    }
-    until(|| s.load().slice_ns == [5_000_000]);
-}
-
-#[test]
-fn the_load_lists_groups_and_drops_them_with_their_last_task() {
-    let rt = runtime();
-    let s = start(&rt, 2, ONE);
-    s.set_group_weight("b", 2048);
-    let (a, b) = (s.add(&in_group(1, "a"), spin()), s.add(&in_group(2, "b"), pending()));
-    until(|| a.cpu_ns() > 1_000_000 && b.state() == TaskState::Blocked);
-    b.charge(7);
-    let groups = s.load().groups;
-    assert_eq!(groups.iter().map(|g| &*g.name).collect::<Vec<_>>(), ["a", "b"]);
-    assert_eq!((groups[0].weight, groups[0].tasks, groups[0].runnable, groups[0].charged_ns), (1024, 1, 1, 0));
-    assert_eq!((groups[1].weight, groups[1].tasks, groups[1].runnable, groups[1].charged_ns), (2048, 1, 0, 7));
-    assert!(groups[0].cpu_ns >= 1_000_000 && groups[0].cpu_ns <= a.cpu_ns());
-    rt.block_on(a.kill());
-    rt.block_on(b.kill());
-    assert!(s.load().groups.is_empty());
-}
-
-#[test]
-fn a_dead_workers_tasks_go_on_elsewhere() {
-    let rt = runtime();
-    let s = start(&rt, 2, ONE);
-    let spinners: Vec<_> = (1..=10).map(|i| s.add(&own(i), spin())).collect();
-    let (go, gate) = oneshot::channel::<()>();
-    let sleeper = s.add(&own(11), async { gate.await.unwrap() });
-    until(|| sleeper.state() == TaskState::Blocked && spinners.iter().all(|t| t.slices() > 10));
-    s.shared.crash_at.store(100, Ordering::SeqCst);
-    let victim = s.add(&own(100), spin());
-    let end = rt.block_on(victim.done());
-    let dead = victim.0.home.load(Ordering::Relaxed);
-    assert_eq!(end, End::Panicked(format!("worker {dead} died: told to crash")));
-    until(|| s.load().workers_alive == 1);
-    let seen: Vec<u64> = spinners.iter().map(TaskHandle::slices).collect();
-    until(|| spinners.iter().zip(&seen).all(|(t, seen)| t.slices() > seen + 100));
-    // Nothing goes to the dead one any more.
-    sleeper.0.home.store(dead, Ordering::Relaxed);
-    go.send(()).unwrap();
-    assert_eq!(rt.block_on(sleeper.done()), End::Finished);
-    let new = s.add(&own(12), interval());
-    assert_eq!(rt.block_on(new.done()), End::Finished);
-    rt.block_on(spinners[0].kill());
-    s.shutdown();
-    assert!(spinners[1..].iter().all(|t| rt.block_on(t.done()) == End::Dropped));
-}
-
-#[test]
-fn the_death_of_the_last_worker_ends_everything_and_is_told() {
-    let rt = runtime();
-    let s = start(&rt, 2, ONE);
-    let idle = s.add(&own(1), pending());
-    let spinner = s.add(&own(2), spin());
-    until(|| idle.state() == TaskState::Blocked && spinner.slices() > 10);
-    for pid in [100, 101] {
-        s.shared.crash_at.store(pid, Ordering::SeqCst);
-        let victim = s.add(&own(pid), spin());
-        assert!(matches!(rt.block_on(victim.done()), End::Panicked(_)));
-    }
-    rt.block_on(s.all_workers_died());
-    assert_eq!(s.load().workers_alive, 0);
-    assert_eq!((rt.block_on(idle.done()), rt.block_on(spinner.done())), (End::Dropped, End::Dropped));
-    let late = s.add(&own(3), spin());
-    assert_eq!(rt.block_on(late.done()), End::Dropped);
-    s.shutdown();
 }
