@@ -150,7 +150,7 @@ impl<T: Send + 'static> Board<T> {
     /// Queues an entry that nobody runs: at its home or at another sleeper's, where that worker sleeps;
     /// else where the task that runs is furthest ahead of it, which must give way then; else at home.
     /// Returns the worker.
-    pub(super) fn place(&self, entry: Entry<T>, home: usize, asleep: impl Fn(usize) -> bool) -> usize {
+    pub(super) fn put(&self, entry: Entry<T>, home: usize, asleep: impl Fn(usize) -> bool) -> usize {
         self.shares.admit(&entry.claim, entry.reason);
         let (mut to, gives_way) = self.route(&entry, home, asleep);
         if self.seats[to].is_dead() {
@@ -158,7 +158,7 @@ impl<T: Send + 'static> Board<T> {
         }
         self.queues[to].push(entry);
         if gives_way {
-            self.seats[to].give_way.store(true, Ordering::Relaxed);
+            self.seats[to].give_way.store(true, Ordering::Release);
         }
         to
     }
@@ -187,16 +187,15 @@ impl<T: Send + 'static> Board<T> {
     /// Makes a worker's task end its slice after its interval, and others see it at its true claim's place.
     pub(super) fn give_way(&self, worker: usize, claim: &Claim) {
         self.seats[worker].runs(claim);
-        self.seats[worker].give_way.store(true, Ordering::Relaxed);
+        self.seats[worker].give_way.store(true, Ordering::Release);
     }
 
     /// What worker `me` runs next, after `back`, what it ran, is in its queue again. It looks at the other
     /// queues if its own is empty, and from time to time: `looked_ns` is when it last did.
     pub(super) fn next(&self, me: usize, now_ns: u64, looked_ns: &mut u64, back: Option<Entry<T>>) -> Option<Entry<T>> {
-        // Lowered before the look: what is queued before it is raised again is seen by that look, but for
-        // one at an empty queue that races with the push; then it waits for the end of a slice.
+        // Lowered before the look, which sees what was queued before it was raised.
         if self.seats[me].must_give_way() {
-            self.seats[me].give_way.store(false, Ordering::Relaxed);
+            self.seats[me].give_way.swap(false, Ordering::Acquire);
         }
         if let Some(entry) = &back {
             self.shares.admit(&entry.claim, entry.reason);
@@ -251,6 +250,11 @@ impl<T: Send + 'static> Board<T> {
                 return Some(entry);
             }
         }
+    }
+
+    /// Whether tasks wait in a worker's own queue.
+    pub(super) fn leaves_some(&self, me: usize) -> bool {
+        self.queues[me].len() > 0
     }
 
     pub(super) fn has_queued(&self) -> bool {
@@ -336,8 +340,8 @@ mod tests {
         let board = board(PolicyKind::Fair);
         runs(&board, 0, 50);
         let woken = claim(&board, 1, 0);
-        assert_eq!(board.place(entry(1, &woken), 1, |w| w > 0), 1);
-        assert_eq!(board.place(entry(2, &woken), 0, |w| w == 2), 2);
+        assert_eq!(board.put(entry(1, &woken), 1, |w| w > 0), 1);
+        assert_eq!(board.put(entry(2, &woken), 0, |w| w == 2), 2);
         assert_eq!(giving_way(&board), [false; 3]);
     }
 
@@ -349,15 +353,15 @@ mod tests {
         }
         let nobody = |_| false;
         let woken = claim(&board, 1, 10);
-        assert_eq!(board.place(entry(1, &woken), 0, nobody), 1);
+        assert_eq!(board.put(entry(1, &woken), 0, nobody), 1);
         assert_eq!(giving_way(&board), [false, true, false]);
-        assert_eq!(board.place(entry(2, &woken), 0, nobody), 2);
-        assert_eq!(board.place(entry(3, &woken), 0, nobody), 0);
-        assert_eq!(board.place(entry(4, &woken), 0, nobody), 1, "all give way: behind the one furthest ahead");
+        assert_eq!(board.put(entry(2, &woken), 0, nobody), 2);
+        assert_eq!(board.put(entry(3, &woken), 0, nobody), 0);
+        assert_eq!(board.put(entry(4, &woken), 0, nobody), 1, "all give way: behind the one furthest ahead");
         // Who has had more than all that run waits at home.
         let board = super::tests::board(PolicyKind::Fair);
         (0..3).for_each(|w| runs(&board, w, 1));
-        assert_eq!(board.place(entry(1, &claim(&board, 1, 100)), 2, nobody), 2);
+        assert_eq!(board.put(entry(1, &claim(&board, 1, 100)), 2, nobody), 2);
         assert_eq!(giving_way(&board), [false; 3]);
     }
 
@@ -365,7 +369,7 @@ mod tests {
     fn round_robin_makes_nobody_give_way() {
         let board = board(PolicyKind::RoundRobin);
         (0..3).for_each(|w| runs(&board, w, 50));
-        assert_eq!(board.place(entry(1, &claim(&board, 1, 0)), 2, |_| false), 2);
+        assert_eq!(board.put(entry(1, &claim(&board, 1, 0)), 2, |_| false), 2);
         assert_eq!(giving_way(&board), [false; 3]);
     }
 
@@ -396,6 +400,6 @@ mod tests {
         assert_eq!(board.emptiest(), 0);
         board.bury_worker(0);
         assert_eq!((board.emptiest(), board.workers_alive()), (1, 2));
-        assert_eq!(board.place(entry(2, &claim(&board, 2, 0)), 0, |_| false), 1);
+        assert_eq!(board.put(entry(2, &claim(&board, 2, 0)), 0, |_| false), 1);
     }
 }

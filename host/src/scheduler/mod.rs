@@ -29,8 +29,10 @@
 //! 6. After pushing, the pusher wakes a sleeping worker if there is one. A worker that finds nothing raises
 //!    its flag, looks into all queues once more, and only then parks (`idle.rs` says why one of the two sees
 //!    the other).
-//! 7. A worker that puts its own task back wakes nobody: it looks into the queues itself before it
-//!    sleeps. If it takes another task then, that one's push woke a sleeper or found none.
+//! 7. A worker that puts its own task back wakes nobody for it, as it looks into the queues itself before it
+//!    sleeps. But whenever it starts a slice, leaves tasks in its queue and somebody sleeps, it wakes one: a
+//!    sleeper may have looked into this queue before the task came back, and into another after this worker
+//!    had emptied that.
 //! 8. STOP: a worker that takes a stopped task, or whose poll ends in one that was woken, lets go of it
 //!    (Held); a wake of a blocked one makes it Held too. `cont` queues a Held task, nothing else.
 //! 9. KILL of a task that nobody polls makes it Done and drops the future at once, on the killer's
@@ -295,7 +297,7 @@ impl Shared {
     fn push(&self, task: Arc<Task>, reason: Reason, since_ns: u64) {
         let home = task.home.load(Ordering::Relaxed);
         let again = Arc::clone(&task);
-        let to = self.board.place(task.entry(reason, since_ns), home, |w| self.idle.is_asleep(w));
+        let to = self.board.put(task.entry(reason, since_ns), home, |w| self.idle.is_asleep(w));
         self.idle.wake_one(to);
         // Step 10. Without any worker the scheduler closes, which ends the task.
         if self.board.seats[to].is_dead() && self.board.workers_alive() > 0 {

@@ -218,7 +218,7 @@ impl World {
         let claim = Arc::clone(&task.claim);
         let entry = Entry { item: i, claim, ticket: 0, since_ns: self.now, reason };
         let workers = &self.workers;
-        let to = self.board.place(entry, task.home, |w| workers[w].current.is_none());
+        let to = self.board.put(entry, task.home, |w| workers[w].current.is_none());
         let n = workers.len();
         if let Some(sleeper) = (0..n).map(|k| (to + k) % n).find(|w| workers[*w].current.is_none()) {
             self.next(sleeper, None);

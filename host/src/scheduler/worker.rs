@@ -32,8 +32,6 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
     let (mut meter, mut purse) = (Meter::new(now_ns, thread_cpu_ns()), Purse::default());
     let mut back = None;
     while !shared.is_closing() {
-        // To put its own task back, a worker wakes nobody: it looks into the queues again before it sleeps
-        // (step 7 of mod.rs).
         let Some(entry) = board.next(me, now_ns, &mut looked_ns, back.take()) else {
             seat.set_busy(false);
             purse.settle();
@@ -54,6 +52,10 @@ fn turns(shared: &Shared, me: usize, current: &mut Option<Entry<Arc<Task>>>) {
         task.home.store(me, Ordering::Relaxed);
         if task.state.take() == Taken::Skip {
             continue;
+        }
+        // Step 7 of mod.rs.
+        if shared.idle.anybody() && board.leaves_some(me) {
+            shared.idle.wake_one(me);
         }
         seat.runs(&entry.claim);
         seat.set_busy(true);
