@@ -166,12 +166,49 @@ pub struct LlmConfig {
     pub default: Option<String>,
     /// `provider/model`s to ask, in this order, when the one that was named is out.
     pub fallback: Vec<String>,
+    /// The order of waiting model calls.
+    pub policy: CallOrder,
     /// Providers by name.
     pub providers: BTreeMap<String, ProviderConfig>,
     /// Prices by `provider/model`; they come before those that the kernel knows.
     pub prices: BTreeMap<String, Price>,
     /// The llama.cpp server of `local/FILE.gguf`.
     pub local: LocalConfig,
+}
+
+/// In which order model calls get their turn. The names are those of the device's policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CallOrder {
+    /// The least work expected first.
+    #[default]
+    Expected,
+    /// First come, first served.
+    Fifo,
+    /// Process trees in turn.
+    RoundRobin,
+    /// The oldest process tree first.
+    ProgramOrder,
+    /// The tree that was served least first.
+    AttainedService,
+}
+
+impl CallOrder {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Expected, Self::Fifo, Self::RoundRobin, Self::ProgramOrder, Self::AttainedService];
+
+    /// The policy's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Expected => "expected",
+            Self::Fifo => "fifo",
+            Self::RoundRobin => "round-robin",
+            Self::ProgramOrder => "program-order",
+            Self::AttainedService => "attained-service",
+        }
+    }
 }
 
 /// `[llm.providers.NAME]`.
@@ -302,6 +339,21 @@ pub enum ProviderKind {
 pub struct SchedulerConfig {
     /// Worker threads; the machine's cores when absent.
     pub workers: Option<usize>,
+    /// Microseconds in which each runnable process should get a turn; 10 000 when absent. Slices follow from it.
+    pub target_latency: Option<u64>,
+    /// The order of runnable processes.
+    pub policy: RunOrder,
+}
+
+/// In which order runnable processes get their turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunOrder {
+    /// Weighted fair shares: groups first, then trees, then processes.
+    #[default]
+    Fair,
+    /// In turn, whatever they weigh.
+    RoundRobin,
 }
 
 impl Config {
@@ -349,6 +401,9 @@ impl Config {
         }
         if self.scheduler.workers == Some(0) {
             return Err("`scheduler.workers` is 0; give a positive number or leave it out".to_owned());
+        }
+        if self.scheduler.target_latency.is_some_and(|us| !(1_000..=1_000_000).contains(&us)) {
+            return Err("`scheduler.target_latency` is 1000 to 1000000 microseconds".to_owned());
         }
         Ok(())
     }

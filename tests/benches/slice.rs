@@ -5,10 +5,11 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use agent_os_kernel::engine::config;
 use agent_os_kernel::process::Pid;
-use agent_os_kernel::scheduler::{RoundRobin, Scheduler, Settings};
+use agent_os_kernel::scheduler::{PolicyKind, Scheduler, Settings, SliceRule, TaskSpec};
 use anyhow::{Context as _, Result};
 use system_tests::figure::{Figure, median, timed};
 use wasmtime::component::{Component, InstancePre, Linker, Val};
@@ -95,13 +96,15 @@ impl<F: Future<Output = ()>> Future for Counted<F> {
 
 /// Two guests on one worker: each slice ends in a switch to the other.
 fn scheduled(guest: &Guest, runtime: &tokio::runtime::Runtime) -> Result<(f64, u64)> {
-    let settings = Settings { workers: 1, intervals_per_slice: 1 };
-    let scheduler = Scheduler::start(settings, RoundRobin::boxed, runtime.handle().clone())?;
+    // Slices of one interval, whatever that takes.
+    let slice = SliceRule { floor: Duration::ZERO, ceiling: Duration::ZERO, ..SliceRule::default() };
+    let settings = Settings { policy: PolicyKind::Fair, slice, ..Settings::new(1) };
+    let scheduler = Scheduler::start(settings, runtime.handle().clone())?;
     let (report, reports) = std::sync::mpsc::channel();
     let (took, switches) = timed(|| {
         for pid in 1..=2 {
             let inner = Box::pin(guest.clone().spin(Some(INTERVAL)));
-            scheduler.add(Pid(pid), Counted { inner, polls: 0, report: report.clone() });
+            scheduler.add(&TaskSpec::new(Pid(pid)), Counted { inner, polls: 0, report: report.clone() });
         }
         drop(report);
         reports.iter().sum::<u64>()

@@ -22,8 +22,11 @@ mod plugin;
 mod progress;
 mod ps;
 mod run;
+mod serve;
 mod session;
+mod signal;
 mod tool;
+mod top;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
@@ -44,10 +47,10 @@ use session::Session;
 const BRIEF: &str = "\
 aok runs LLM agents as sandboxed, durable processes.
 
-  aok run --task \"What is in notes?\" --dir ./notes   run an agent on a task
-  aok run --resume PID                               continue an unfinished one
+  aok run --task \"What is in notes?\" --dir ./notes   run an agent on a task; --resume PID continues one
   aok diff PID · apply PID · discard PID             what it changed in `--dir PATH:rw`
-  aok ps · logs PID · context PID · approvals        look at processes; approve, deny ID
+  aok ps · top · logs PID · context PID · approvals  look at processes; approve, deny ID
+  aok serve · spawn · attach · wait · kill · nice    a kernel that stays, and its processes
   aok tool ls | show NAME | call NAME JSON · mcp     tools, also for MCP clients
   aok plugin ls · agent ls · hook ls · audit tail · metrics
   aok doctor                                         what works here, and the fix
@@ -87,6 +90,13 @@ struct Globals {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(Box<run::Args>),
+    Serve(serve::Args),
+    Spawn(Box<run::Detached>),
+    Attach(run::Attach),
+    Wait(signal::Wait),
+    Kill(signal::Kill),
+    Nice(signal::Nice),
+    Top(top::Args),
     Ps(ps::Args),
     Logs(logs::Args),
     Tool(tool::Args),
@@ -112,7 +122,7 @@ impl Command {
     /// Whether it may start a kernel of its own, which needs threads for its I/O.
     fn acts(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Mcp(_) => true,
+            Self::Run(_) | Self::Mcp(_) | Self::Serve(_) | Self::Kill(_) | Self::Nice(_) => true,
             Self::Approve(_) | Self::Deny(_) | Self::Apply(_) | Self::Discard(_) => true,
             Self::Tool(args) => args.acts(),
             Self::Plugin(args) => args.acts(),
@@ -124,6 +134,13 @@ impl Command {
         match self {
             // Its future is far larger than those of the others.
             Self::Run(args) => Box::pin(run::run(*args, session, out)).await,
+            Self::Serve(args) => serve::run(args, session, out).await,
+            Self::Spawn(args) => run::detached(*args, session, out).await,
+            Self::Attach(args) => run::attach(args, session, out).await,
+            Self::Wait(args) => signal::wait(args, session, out).await,
+            Self::Kill(args) => signal::kill(args, session, out).await,
+            Self::Nice(args) => signal::nice(args, session, out).await,
+            Self::Top(args) => top::run(args, &top::Kernel(session), out).await,
             Self::Ps(args) => ps::run(args, session, out).await,
             Self::Logs(args) => logs::run(args, session, out).await,
             Self::Tool(args) => tool::run(args, session, out).await,
@@ -148,7 +165,7 @@ impl Command {
 /// Runs the command line of this process and returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let args = signal::spelled_out(std::env::args_os().collect());
     let json = args.iter().take_while(|a| *a != "--").any(|a| a == "--json");
     // The streams are used as they are found, so nothing is left half changed by a panic.
     let status = catch_unwind(AssertUnwindSafe(|| run_args(args, json))).unwrap_or_else(|_| {

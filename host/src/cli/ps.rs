@@ -46,7 +46,7 @@ fn row(p: &ProcessInfo) -> Vec<String> {
         p.state.letter().to_owned(),
         p.name.clone(),
         p.agent.clone(),
-        p.nice.to_string(),
+        nice(p),
         count(p.fuel),
         count(p.tokens_in.saturating_add(p.tokens_out)),
         usd(p.micro_usd),
@@ -54,6 +54,14 @@ fn row(p: &ProcessInfo) -> Vec<String> {
         optional(p.model.as_ref()),
         status,
     ]
+}
+
+/// The nice value; with a star the one that it runs at, lent by one that waits for it.
+fn nice(p: &ProcessInfo) -> String {
+    match p.effective_nice.filter(|effective| *effective != p.nice) {
+        Some(lent) => format!("{lent}*"),
+        None => p.nice.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -83,8 +91,16 @@ mod tests {
             pages_resident: None,
             pages_swapped: None,
             exit: None,
+            task: "t".into(),
+            tree: 1,
+            cpu_us: None,
+            slice_us: None,
+            effective_nice: None,
+            inherits_from: None,
         };
         assert_eq!(row(&p).join(" "), "3 - S n assistant -5 1.2M 1000 - 2 p/m model");
+        p.effective_nice = Some(-9);
+        assert_eq!(row(&p)[5], "-9*");
         p.exit = Some(Exit::OverQuota("fuel".into()));
         assert_eq!(row(&p)[11], "over-quota: fuel");
         p.exit = Some(Exit::Success("a long answer".into()));

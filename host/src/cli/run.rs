@@ -14,16 +14,31 @@ use crate::process::{Event, EventKind, Mount, Pid};
 use crate::quota::ResourceQuota;
 use crate::server::Lines;
 use crate::server::error::{ApiError, Code};
-use crate::server::wire::{Request, Spawn};
+use crate::server::wire::{Request, Spawn, Spawned};
 
 /// Run an agent on a task and follow it to its end
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["task", "resume"]))]
 pub(super) struct Args {
+    #[command(flatten)]
+    spawn: SpawnArgs,
+    /// Continue an unfinished process; everything else about it is as it was
+    #[arg(
+        long,
+        value_name = "PID",
+        conflicts_with_all = ["agent", "task", "model", "dirs", "direct", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
+    )]
+    resume: Option<u64>,
+}
+
+/// What a process is to be.
+#[derive(Debug, clap::Args)]
+pub(super) struct SpawnArgs {
     /// The agent
     #[arg(default_value = "assistant")]
     agent: String,
     /// What to do; `-` reads it from standard input
-    #[arg(long, value_name = "TEXT|-", required_unless_present = "resume")]
+    #[arg(long, value_name = "TEXT|-")]
     task: Option<String>,
     /// Model, as PROVIDER/MODEL or script/FILE; else AOK_MODEL, else the configuration's
     #[arg(long, value_name = "P/M")]
@@ -61,27 +76,27 @@ pub(super) struct Args {
     /// Say yes to all that a hook asks a person about
     #[arg(long)]
     yes: bool,
-    /// Continue an unfinished process; everything else about it is as it was
-    #[arg(
-        long,
-        value_name = "PID",
-        conflicts_with_all = ["agent", "task", "model", "dirs", "direct", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
-    )]
-    resume: Option<u64>,
 }
 
 impl Args {
     fn request(self) -> Result<Request, Error> {
-        if let Some(pid) = self.resume {
-            return Ok(Request::Resume { pid: Pid(pid) });
+        match self.resume {
+            Some(pid) => Ok(Request::Resume { pid: Pid(pid) }),
+            None => self.spawn.spawn().map(Request::Run),
         }
+    }
+}
+
+impl SpawnArgs {
+    /// The spawn that they ask for.
+    pub(super) fn spawn(self) -> Result<Spawn, Error> {
         let task = input::text_or_stdin(self.task.unwrap_or_default(), "the task")?;
         if task.trim().is_empty() {
             return Err(usage("the task is empty", "say what to do: aok run --task \"…\""));
         }
         let standard = ResourceQuota::STANDARD;
         let wall = self.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
-        Ok(Request::Run(Spawn {
+        Ok(Spawn {
             agent: self.agent,
             task,
             model: self.model.filter(|m| !m.is_empty()).map(input::model).or_else(environment_model),
@@ -98,7 +113,7 @@ impl Args {
                 wall_ms: wall.unwrap_or(standard.wall_ms),
                 ..standard
             },
-        }))
+        })
     }
 }
 
@@ -110,7 +125,7 @@ pub(super) fn environment_model() -> Option<String> {
 
 pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<(), Error> {
     let mut pid = args.resume.map(Pid);
-    let yes = args.yes;
+    let yes = args.spawn.yes;
     let request = args.request()?;
     let may_change = match &request {
         Request::Run(spawn) => spawn.mounts.iter().any(Mount::is_private),
@@ -206,6 +221,47 @@ async fn ask() -> Result<(bool, bool), Error> {
     answer.map_err(|e| ApiError::new(Code::Io, format!("the answer cannot be read: {e}"), "use `aok approve`").into())
 }
 
+/// Start a process on a running kernel and leave it to that
+#[derive(Debug, clap::Args)]
+pub(super) struct Detached {
+    #[command(flatten)]
+    spawn: SpawnArgs,
+}
+
+pub(super) async fn detached(args: Detached, session: &Session, out: &mut Out) -> Result<(), Error> {
+    let mut lines = session.ask(Request::Spawn(args.spawn.spawn()?)).await?;
+    let Some(line) = lines.next().await else {
+        return Err(ApiError::internal("a spawn was not answered").into());
+    };
+    let line = line?;
+    let Spawned { pid } = serde_json::from_str(&line)?;
+    if out.json { out.line(&line) } else { out.line(&pid.to_string()) }
+}
+
+/// Follow a process that a running kernel has; Ctrl-C leaves it running
+#[derive(Debug, clap::Args)]
+pub(super) struct Attach {
+    /// The process
+    pid: u64,
+    /// Say yes to all that a hook asks a person about
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) async fn attach(args: Attach, session: &Session, out: &mut Out) -> Result<(), Error> {
+    let mut signals = Signals::listen()?;
+    let mut pid = Some(Pid(args.pid));
+    let lines = session.ask(Request::Attach { pid: Pid(args.pid) }).await?;
+    let judge = Judge { session, yes: args.yes };
+    match follow(lines, &mut pid, &mut signals, &judge, out).await {
+        Err(Error::Interrupted(..)) => {
+            out.notice(&format!("process {} runs on", args.pid), &format!("aok attach {}", args.pid));
+            Ok(())
+        }
+        end => end,
+    }
+}
+
 /// Shows a process's events up to its exit; `pid` becomes known with the first.
 async fn follow(
     mut lines: Lines,
@@ -252,7 +308,13 @@ fn resumable(error: ApiError, pid: Option<Pid>) -> ApiError {
 }
 
 /// The answer, or why there is none.
-fn finished(pid: Pid, status: &str, answer: Option<&str>, message: Option<&str>, out: &mut Out) -> Result<(), Error> {
+pub(super) fn finished(
+    pid: Pid,
+    status: &str,
+    answer: Option<&str>,
+    message: Option<&str>,
+    out: &mut Out,
+) -> Result<(), Error> {
     let why = message.unwrap_or("no reason was given");
     let Some(code) = Code::of_exit(status, why) else {
         return if out.json { Ok(()) } else { out.guest_text(answer.unwrap_or_default()) };

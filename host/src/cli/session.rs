@@ -141,16 +141,65 @@ impl Session {
         }
     }
 
+    /// A kernel of this command's own, with its socket in service.
+    pub(super) async fn serve(&self) -> Result<Owner, ApiError> {
+        let kernel = self.builder()?.start().await?;
+        self.bind(kernel).await
+    }
+
+    /// Where the socket is.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.data.join(SOCKET)
+    }
+
+    /// Serves a request that only a kernel that goes on running can serve.
+    pub(super) async fn ask(&self, request: Request) -> Result<Lines, ApiError> {
+        if let Found::Kernel(client) = Client::find(&self.data).await? {
+            return client.call(&request, &self.origin).await;
+        }
+        let message = format!("no kernel runs on {}", self.data.display());
+        Err(ApiError::new(Code::ReadOnly, message, "start one with `aok serve`, or use `aok run`"))
+    }
+
+    /// Has a request done that answers nothing, by the live kernel or one for this request alone.
+    pub(super) async fn do_it(&self, request: Request, out: &mut Out) -> Result<(), super::error::Error> {
+        let started = self.act(request).await?;
+        let end = started.answer.map(drop);
+        if let Some(owner) = started.owner {
+            let mut signals = Signals::listen()?;
+            owner.finish(None, &mut signals, out).await;
+        }
+        Ok(end?)
+    }
+
+    /// Looks as `top` does: whether a kernel answered, its processes, its metrics.
+    pub(super) async fn glance(&self) -> Result<(bool, Lines, Option<Lines>), ApiError> {
+        if let Found::Kernel(client) = Client::find(&self.data).await? {
+            let ps = client.call(&Request::Ps {}, &self.origin).await?;
+            if let Found::Kernel(client) = Client::find(&self.data).await? {
+                return Ok((true, ps, Some(client.call(&Request::Metrics {}, &self.origin).await?)));
+            }
+            return Ok((false, ps, None));
+        }
+        let kernel = self.builder()?.read().await?;
+        Ok((false, handle(&kernel, Request::Ps {}).await?, None))
+    }
+
     async fn own(&self, kernel: Kernel, request: Request) -> Result<Started, ApiError> {
-        let server = match Server::bind(&self.data, kernel.clone(), self.origin.clone()) {
-            Ok(server) => server,
+        let owner = self.bind(kernel).await?;
+        let answer = handle(&owner.kernel, request).await;
+        Ok(Started { answer, owner: Some(owner) })
+    }
+
+    /// Puts the socket of a kernel into service.
+    async fn bind(&self, kernel: Kernel) -> Result<Owner, ApiError> {
+        match Server::bind(&self.data, kernel.clone(), self.origin.clone()) {
+            Ok(server) => Ok(Owner { kernel, server }),
             Err(source) => {
                 kernel.shutdown().await;
-                return Err(kernel::Error::Io { what: "the socket", path: self.data.join(SOCKET), source }.into());
+                Err(kernel::Error::Io { what: "the socket", path: self.data.join(SOCKET), source }.into())
             }
-        };
-        let answer = handle(&kernel, request).await;
-        Ok(Started { answer, owner: Some(Owner { kernel, server }) })
+        }
     }
 
     /// Where `plugin add` puts plugins.

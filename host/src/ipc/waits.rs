@@ -75,6 +75,41 @@ impl Waits {
         let _ = self.lend.set(lend);
     }
 
+    /// Those that wait for a process, directly or through others.
+    #[must_use]
+    pub fn waiters(&self, on: Pid) -> Vec<Pid> {
+        let edges = self.edges();
+        let mut found = vec![on];
+        let mut at = 0;
+        while let Some(pid) = found.get(at).copied() {
+            let direct = edges.iter().filter(|(_, awaited)| awaited.contains(&pid)).map(|(waiter, _)| *waiter);
+            for waiter in direct {
+                if !found.contains(&waiter) {
+                    found.push(waiter);
+                }
+            }
+            at += 1;
+        }
+        found.split_off(1)
+    }
+
+    /// Those that a process waits for, directly or through others.
+    #[must_use]
+    pub fn awaited(&self, by: Pid) -> Vec<Pid> {
+        let edges = self.edges();
+        let mut found = vec![by];
+        let mut at = 0;
+        while let Some(pid) = found.get(at).copied() {
+            for on in edges.get(&pid).into_iter().flatten() {
+                if !found.contains(on) {
+                    found.push(*on);
+                }
+            }
+            at += 1;
+        }
+        found.split_off(1)
+    }
+
     /// Begins a wait.
     ///
     /// # Errors
@@ -127,6 +162,8 @@ mod tests {
         let _second = waits.begin(Pid(2), Pid(3)).unwrap();
         let cycle = waits.begin(Pid(3), Pid(1)).unwrap_err();
         assert_eq!(cycle, Cycle(vec![Pid(1), Pid(2), Pid(3)]));
+        assert_eq!((waits.waiters(Pid(3)), waits.awaited(Pid(1))), (vec![Pid(2), Pid(1)], vec![Pid(2), Pid(3)]));
+        assert_eq!((waits.waiters(Pid(1)), waits.awaited(Pid(3))), (vec![], vec![]));
         assert_eq!(cycle.to_string(), "process 1, process 2, process 3 would wait for each other for ever");
         drop(first);
         drop(waits.begin(Pid(3), Pid(1)).unwrap());

@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::books::Books;
 use super::lock::Lock;
 use super::tree::Tree;
-use super::{Error, Inner, Kernel, Owner, peers};
+use super::{Error, Follower, Inner, Kernel, Owner, lock, peers, urgency};
 use crate::audit::{Chain, Head};
-use crate::config::Config;
+use crate::config::{Config, RunOrder};
 use crate::grants::{self, Grants};
 use crate::hook::{Hook, HookChain};
 use crate::ipc::Ipc;
@@ -23,13 +23,10 @@ use crate::overlay::Areas;
 use crate::plugin;
 use crate::process::{Exit, Pid};
 use crate::registry::{Loader, Notice, Registry, Served};
-use crate::scheduler::{RoundRobin, Scheduler, Settings};
+use crate::scheduler::{PolicyKind, Scheduler, Settings, SliceRule};
 use crate::storage::{ProcessRow, Store};
-use crate::syscall::{Approvals, Services};
+use crate::syscall::{Approvals, Services, share};
 use crate::tool::{Secrets, ToolExecutor, ToolSecurity};
-
-/// Intervals of fuel in one slice.
-const INTERVALS_PER_SLICE: u32 = 10;
 
 /// How a kernel is opened.
 #[derive(Clone, Debug)]
@@ -81,12 +78,14 @@ impl Builder {
             chain: tokio::sync::Mutex::new(Chain::resume(Pid::KERNEL, head_of(&heads, Pid::KERNEL))),
             lock: Mutex::new(Some(lock)),
             follower: Mutex::default(),
+            watch: Mutex::default(),
         };
         create_private(&self.data.join("plugins"))?;
         let (dirs, grants) = (self.plugin_dirs(), self.grants()?);
         let (kernel, notices) = self.assemble(store, grants, Some(owner));
         kernel.0.services.approvals.resume().await?;
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
+        kernel.watch_workers();
         kernel.bury_clients(&rows).await?;
         kernel.follow_plugins(dirs, notices).await;
         kernel.tell_of_itself(Hook::OnKernelStart).await;
@@ -123,6 +122,7 @@ impl Builder {
             models,
             metrics: Metrics::new(Instant::now()),
             ipc: Ipc::new(store.clone()),
+            groups: self.config.groups.clone(),
             kernel: OnceLock::new(),
             store,
         };
@@ -139,6 +139,8 @@ impl Builder {
         let inner = Arc::new(Inner { setup: self, services, registry, grants, owner, household, started });
         // Once, since it was just made.
         let _ = inner.services.kernel.set(peers::household(&inner));
+        let own = Arc::downgrade(&inner);
+        inner.services.ipc.waits.set_lend(Box::new(move |waiter, on| urgency::lend(&own, waiter, on)));
         (Kernel(inner), notices)
     }
 
@@ -159,19 +161,48 @@ impl Builder {
         self.config.storage.url.clone().unwrap_or_else(default)
     }
 
-    fn scheduler(&self) -> Result<Scheduler, Error> {
+    fn scheduler(&self) -> Result<Arc<Scheduler>, Error> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let config = &self.config.scheduler;
+        let usual = SliceRule::default();
         let settings = Settings {
-            workers: self.config.scheduler.workers.unwrap_or(cores),
-            intervals_per_slice: INTERVALS_PER_SLICE,
+            workers: config.workers.unwrap_or(cores),
+            policy: match config.policy {
+                RunOrder::Fair => PolicyKind::Fair,
+                RunOrder::RoundRobin => PolicyKind::RoundRobin,
+            },
+            slice: SliceRule {
+                target_latency: config.target_latency.map_or(usual.target_latency, Duration::from_micros),
+                ..usual
+            },
         };
         let runtime = tokio::runtime::Handle::current();
-        Scheduler::start(settings, RoundRobin::boxed, runtime)
-            .map_err(|e| Error::Engine(format!("the run queue's threads cannot be started: {e}")))
+        let scheduler = Scheduler::start(settings, runtime)
+            .map_err(|e| Error::Engine(format!("the run queue's threads cannot be started: {e}")))?;
+        for (name, group) in &self.config.groups {
+            scheduler.set_group_weight(name, share(group.weight));
+        }
+        Ok(Arc::new(scheduler))
     }
 }
 
 impl Kernel {
+    /// Ends the kernel, loudly, when nobody is left to run processes. That is a bug; what is journaled is safe.
+    fn watch_workers(&self) {
+        let Some(owner) = &self.0.owner else { return };
+        let (scheduler, inner) = (Arc::clone(&owner.scheduler), Arc::downgrade(&self.0));
+        let watch = tokio::spawn(async move {
+            scheduler.all_workers_died().await;
+            tracing::error!(
+                "every worker of the run queue died of a bug: the kernel ends, and its processes can be resumed"
+            );
+            if let Some(inner) = inner.upgrade() {
+                Box::pin(Kernel(inner).shutdown()).await;
+            }
+        });
+        *lock(&owner.watch) = Some(Follower(watch.abort_handle()));
+    }
+
     /// Ends the client processes that a killed kernel left behind: their caller is gone, so nobody
     /// will resume them.
     async fn bury_clients(&self, rows: &[ProcessRow]) -> Result<(), Error> {

@@ -51,6 +51,24 @@ pub struct ProcessInfo {
     pub pages_swapped: Option<u64>,
     /// How it ended.
     pub exit: Option<Exit>,
+    /// What it was asked to do.
+    #[serde(default)]
+    pub task: String,
+    /// The root of its tree.
+    #[serde(default)]
+    pub tree: u64,
+    /// Microseconds that a worker ran it under this kernel; `None` where no kernel runs it.
+    #[serde(default)]
+    pub cpu_us: Option<u64>,
+    /// The slice that it gets at this moment, in microseconds.
+    #[serde(default)]
+    pub slice_us: Option<u64>,
+    /// The nice value that it runs at: its own, or that of one that waits for it.
+    #[serde(default)]
+    pub effective_nice: Option<i8>,
+    /// Who waits for it and lends it that.
+    #[serde(default)]
+    pub inherits_from: Option<u64>,
 }
 
 /// A line of `diff`, of `apply` and of `discard`: one file, directory or link that a process changed.

@@ -21,7 +21,7 @@ use crate::hook::subject;
 use crate::process::{Event, EventKind, Exit, Input, Mount, Pid, ProcessSpec, ProcessState, Signal, Usage};
 use crate::quota::{Account, Limits, Reservation, Resource};
 use crate::registry::Agent;
-use crate::scheduler;
+use crate::scheduler::{self, Nice, TaskSpec};
 use crate::storage::{Batch, Change, PageKind, ProcessRow};
 use crate::syscall::{CLIENT, Caller, Life, now_ms};
 
@@ -275,6 +275,32 @@ impl Kernel {
         }
     }
 
+    /// The events of a process that runs, from now on.
+    ///
+    /// # Errors
+    /// [`Error::State`] where it is not running here.
+    pub fn attach(&self, pid: Pid) -> Result<UnboundedReceiver<Event>, Error> {
+        let runs = |live: &Live| live.process.end.borrow().is_none();
+        let live = self.live(pid).filter(runs).ok_or_else(|| {
+            let why = "is not running here: `aok wait` tells how it ended, `aok run --resume` continues it";
+            Error::State { pid, why: why.to_owned() }
+        })?;
+        let (send, events) = unbounded_channel();
+        live.process.caller.subscribe(send);
+        Ok(events)
+    }
+
+    /// Waits for the end of a process; its `exit` event.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub async fn last_event(&self, pid: Pid) -> Result<Event, Error> {
+        let exit = self.wait(pid).await?;
+        let row = self.known(pid).await?;
+        let seq = self.0.services.store.journal(pid).await?.last().map_or(0, |record| record.seq);
+        Ok(Event { pid, seq, at_ms: now_ms(), kind: exit_event(&exit, row.usage) })
+    }
+
     /// Ends a process; returns when its exit is durable. One that no kernel runs is ended where it stands.
     ///
     /// # Errors
@@ -385,7 +411,16 @@ impl Kernel {
             let why = "has its private copies applied or discarded at this moment: try again".to_owned();
             return Err(Error::State { pid, why });
         }
-        let task = owner.scheduler.add(pid, run);
+        let spec = process.caller.spec();
+        let task = owner.scheduler.add(
+            &TaskSpec {
+                pid,
+                group: spec.group.as_str().into(),
+                tree: spec.root().pid.0,
+                nice: Nice::new(i64::from(spec.nice)).unwrap_or_default(),
+            },
+            run,
+        );
         owner.tree.add(pid, process.caller.spec().ppid);
         live.insert(pid, Live { process: process.clone(), task });
         Ok(())
@@ -438,6 +473,9 @@ impl Kernel {
         }
         locks.iter().for_each(|lock| self.0.services.ipc.locks.give(lock, pid));
         self.give_orphans(pid).await;
+        if caller.spec().root.is_none() {
+            self.0.services.models.finished(pid.0);
+        }
         // The head of each ended chain stands in the kernel's chain too: a chain that is cut or made
         // anew later does not fit it.
         if let Err(e) = self.audit("exit", &head, exit.status(), "kernel").await {
@@ -446,11 +484,7 @@ impl Kernel {
         let ended =
             || json!(subject::Ended { status: exit.status().to_owned(), message: exit.message().to_owned(), usage });
         caller.tell_hooks(Hook::OnAgentExit, caller.spec().agent.clone(), ended).await;
-        let (answer, message) = match &exit {
-            Exit::Success(answer) => (Some(answer.clone()), None),
-            other => (None, Some(other.message().to_owned())),
-        };
-        caller.emit(caller.position(), EventKind::Exit { status: exit.status().to_owned(), answer, message, usage });
+        caller.emit(caller.position(), exit_event(&exit, usage));
         process.end.send_replace(Some(End::Exit(exit.clone())));
         caller.close();
         // From here on the store tells of it.
@@ -460,6 +494,14 @@ impl Kernel {
         }
         End::Exit(exit)
     }
+}
+
+fn exit_event(exit: &Exit, usage: Usage) -> EventKind {
+    let (answer, message) = match exit {
+        Exit::Success(answer) => (Some(answer.clone()), None),
+        other => (None, Some(other.message().to_owned())),
+    };
+    EventKind::Exit { status: exit.status().to_owned(), answer, message, usage }
 }
 
 /// Runs an agent from its beginning to its end, or to its time's.

@@ -18,6 +18,7 @@ mod query;
 mod signal;
 mod tree;
 mod undo;
+mod urgency;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -90,7 +91,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Owner {
-    scheduler: Scheduler,
+    scheduler: Arc<Scheduler>,
     live: Mutex<HashMap<Pid, Live>>,
     /// Roots of the trees whose private copies are applied or discarded at this moment, and which must not begin to run. It is
     /// locked after `live`.
@@ -107,6 +108,8 @@ struct Owner {
     lock: Mutex<Option<lock::Lock>>,
     /// Keeps the plugins as their directories are.
     follower: Mutex<Option<Follower>>,
+    /// Sees to it that a kernel without workers ends.
+    watch: Mutex<Option<Follower>>,
 }
 
 /// A process that this kernel runs, or has run and seen end.
@@ -134,7 +137,7 @@ enum End {
     Unanswered(Box<crate::llm::Error>),
 }
 
-/// The task that follows the plugins; it ends with this.
+/// A task that follows something; it ends with this.
 #[derive(Debug)]
 struct Follower(AbortHandle);
 

@@ -139,6 +139,12 @@ impl Peers for Household {
         self.kernel()?.respec_as(&caller, &agent, task, input).await.map_err(told)
     }
 
+    fn charge(&self, pid: Pid, ns: u64) {
+        if let Some(live) = self.kernel().ok().and_then(|kernel| kernel.live(pid)) {
+            live.task.charge(ns);
+        }
+    }
+
     fn quota(&self, json: &str) -> Result<ResourceQuota, abi::Error> {
         quota_of(json).map_err(|why| abi::Error::new(Errno::Invalid, format!("`quota` {why}")))
     }

@@ -23,10 +23,12 @@ impl Kernel {
     pub async fn ps(&self) -> Result<Vec<ProcessInfo>, Error> {
         self.0.services.store.sync_all().await;
         let rows = self.0.services.store.processes().await?;
-        Ok(rows.into_iter().map(|row| self.process_info(row)).collect())
+        let slices = self.0.owner.as_ref().map(|owner| owner.scheduler.load().slice_ns).unwrap_or_default();
+        let slice_us = slices.into_iter().max().map(|ns| ns / 1_000);
+        Ok(rows.into_iter().map(|row| self.process_info(row, slice_us)).collect())
     }
 
-    fn process_info(&self, row: ProcessRow) -> ProcessInfo {
+    fn process_info(&self, row: ProcessRow, slice_us: Option<u64>) -> ProcessInfo {
         let live = self.live(row.spec.pid);
         let usage = match (&live, &row.exit) {
             (Some(live), None) => live.process.caller.usage(),
@@ -37,6 +39,7 @@ impl Kernel {
             _ => usage.slices,
         };
         let pages = live.as_ref().map(|l| l.process.caller.pages().usage());
+        let running = live.as_ref().filter(|_| row.exit.is_none()).map(|l| &l.task);
         ProcessInfo {
             pid: row.spec.pid.0,
             ppid: row.spec.ppid.map(|p| p.0),
@@ -60,6 +63,12 @@ impl Kernel {
             tool_calls: usage.tool_calls,
             pages_resident: pages.map(|p| u64::from(p.resident_pages)),
             pages_swapped: pages.map(|p| p.swapped_pages),
+            tree: row.spec.root.map_or(row.spec.pid, |root| root.pid).0,
+            task: row.spec.task,
+            cpu_us: running.map(|task| task.cpu_ns() / 1_000),
+            slice_us: running.and(slice_us),
+            effective_nice: running.map(|task| task.effective_nice().get()),
+            inherits_from: running.and_then(|task| task.inherits_from()).map(|pid| pid.0),
             exit: row.exit,
         }
     }

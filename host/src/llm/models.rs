@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use super::device::Standing;
+use super::device::expected::Expected;
+use super::device::{Standing, policy};
 use super::gateway::Gateway;
 use super::local::{self, Local, Places};
 use super::prices::Prices;
@@ -126,6 +127,12 @@ impl fmt::Debug for Models {
 }
 
 impl Models {
+    fn gateway(&self, name: &str, provider: Arc<dyn Provider>, traffic: Traffic) -> Arc<dyn Provider> {
+        // The configuration has no other names.
+        let policy = policy::by_name(self.config.policy.name()).unwrap_or_else(|| Box::new(Expected::default()));
+        Arc::new(Gateway::with_policy(name, provider, traffic, policy))
+    }
+
     /// Takes the configuration, where local models are, and, through `env`, the environment variables
     /// that matter here.
     #[must_use]
@@ -252,7 +259,7 @@ impl Models {
                 let settings = local::settings(&self.config.local, Arc::clone(&self.prices));
                 let found = Local::find(file, places, &self.config.local, self.path.as_deref(), settings);
                 let traffic = Traffic { slots: self.config.local.slots, ..Traffic::default() };
-                let made = gateway("local", Arc::new(found.map_err(unknown)?), traffic);
+                let made = self.gateway("local", Arc::new(found.map_err(unknown)?), traffic);
                 providers.insert(full.to_owned(), Arc::clone(&made));
                 made
             }
@@ -267,7 +274,7 @@ impl Models {
         }
         let (settings, traffic) =
             self.settings(name).map_err(|why| Error::UnknownModel { model: full.to_owned(), why })?;
-        let made = gateway(name, Arc::new(Remote::new(settings)?), traffic);
+        let made = self.gateway(name, Arc::new(Remote::new(settings)?), traffic);
         providers.insert(name.to_owned(), Arc::clone(&made));
         Ok(made)
     }
@@ -360,10 +367,6 @@ impl Models {
         let mut commands = commands.into_iter();
         std::array::from_fn(|_| commands.next().unwrap_or_default())
     }
-}
-
-fn gateway(name: &str, provider: Arc<dyn Provider>, traffic: Traffic) -> Arc<dyn Provider> {
-    Arc::new(Gateway::new(name, provider, traffic))
 }
 
 /// `OLLAMA_HOST` is written as `HOST:PORT`, with or without a scheme, and never with the path.

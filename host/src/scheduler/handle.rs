@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::loan::Loan;
 use super::state::TaskState;
 use super::task::{End, Task};
+use super::weights::Nice;
 use crate::process::Pid;
 
 /// A task of the scheduler. Clones mean the same task; dropping them changes nothing.
@@ -34,6 +36,50 @@ impl TaskHandle {
     #[must_use]
     pub fn cpu_ns(&self) -> u64 {
         self.0.cpu_ns()
+    }
+
+    /// Nanoseconds that it was charged for what it used off the CPU.
+    #[must_use]
+    pub fn charged_ns(&self) -> u64 {
+        self.0.charged_ns()
+    }
+
+    /// Makes it, its tree and its group pay for `ns` nanoseconds of something else than polls, as if it had
+    /// run for so long: LLM tokens, time on a gateway's slot. They wait accordingly while others want to run,
+    /// but the debt of each stays below a hundred target latencies (a second): what is more is only counted.
+    pub fn charge(&self, ns: u64) {
+        self.0.charge(ns);
+    }
+
+    /// Its own nice value.
+    #[must_use]
+    pub fn nice(&self) -> Nice {
+        self.0.claim.nice()
+    }
+
+    /// Changes its weight from the next charge on; of its tree's root task, the tree's weight as well.
+    pub fn set_nice(&self, nice: Nice) {
+        self.0.claim.set_nice(nice);
+    }
+
+    /// The nice value that it runs with: the lowest of its own and those of all that lend to it.
+    #[must_use]
+    pub fn effective_nice(&self) -> Nice {
+        self.0.effective_nice()
+    }
+
+    /// Who lends to it, of several the one whose turn comes first; `None` without a loan.
+    #[must_use]
+    pub fn inherits_from(&self) -> Option<Pid> {
+        self.0.inherits_from().map(|lender| lender.pid)
+    }
+
+    /// Lends this task's claim to `holder`, for whose progress it waits, until the loan is dropped. The
+    /// holder runs with the better of its own claim and this one's group, tree, weight and place, and what
+    /// it passes on by loans of its own it passes on with this claim. While it runs under this claim, this
+    /// task's account pays; the time still counts as the holder's.
+    pub fn lend_to(&self, holder: &Self) -> Loan {
+        Loan::new(Arc::clone(&self.0), Arc::clone(&holder.0))
     }
 
     /// Keeps it from being polled from the end of its current interval on. Wakes are remembered.

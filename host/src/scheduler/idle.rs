@@ -51,6 +51,16 @@ impl Idle {
         }
     }
 
+    /// Whether anybody may be asleep.
+    pub(super) fn anybody(&self) -> bool {
+        self.sleepers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether a worker sleeps, or is about to.
+    pub(super) fn is_asleep(&self, worker: usize) -> bool {
+        self.anybody() && self.seats[worker].asleep.load(Ordering::Relaxed)
+    }
+
     /// Wakes a sleeper, `preferred` if it is one. Call it after the entry is in its queue.
     pub(super) fn wake_one(&self, preferred: usize) {
         fence(Ordering::SeqCst);

@@ -1,77 +1,94 @@
-//! Run queues: the order of runnable tasks behind a trait, one queue per worker.
+//! Run queues: what an order of runnable tasks is, and one worker's queue of them.
 //!
-//! It owns who is next. It must not know threads, sleeping or polling.
+//! It owns the trait of policies and the lock around one. It must not know threads, sleeping or polling.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use super::task::Task;
-use crate::process::Pid;
+use super::fair::Fair;
+use super::share::{Claim, Place, Shares};
 
-/// A runnable task in a queue.
-pub struct Entry(pub(super) Arc<Task>);
-
-impl Entry {
-    /// Whose task it is.
-    #[must_use]
-    pub fn pid(&self) -> Pid {
-        self.0.pid
-    }
-}
-
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Entry").field(&self.pid()).finish()
-    }
+/// A runnable task in a queue, `T` being the task: the simulator has its own.
+pub(super) struct Entry<T> {
+    pub(super) item: T,
+    /// Under whose claim it runs: its own, or one that it was lent.
+    pub(super) claim: Arc<Claim>,
+    /// Of all entries of a task only the one with its newest ticket counts.
+    pub(super) ticket: u64,
+    /// When it became runnable, in nanoseconds of the scheduler's clock.
+    pub(super) since_ns: u64,
+    pub(super) reason: Reason,
 }
 
 /// Why a task enters a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(super) enum Reason {
     /// It was just added.
     New,
-    /// It used its slice up and can go on.
+    /// It used its slice up, or gave way, and can go on.
     SliceUsed,
     /// It was blocked or stopped and can go on.
     Woken,
 }
 
-/// An order of runnable tasks. Each worker has its own, called under a lock: it must not block.
-pub trait Policy: Send {
-    /// Takes a task in.
-    fn enqueue(&mut self, entry: Entry, reason: Reason);
-    /// Gives the task that runs next, `None` only when it holds none. An idle worker of another queue
-    /// calls it too.
-    fn next(&mut self) -> Option<Entry>;
-    /// How many tasks it holds.
-    fn len(&self) -> usize;
-    /// Whether it holds none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
+/// Which order of runnable tasks the scheduler keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// Weighted fair by virtual runtime: group, then tree, then task; wakes preempt.
+    #[default]
+    Fair,
+    /// First come, first served, without weights and preemption; for comparison.
+    RoundRobin,
+}
+
+impl PolicyKind {
+    /// By its name in a configuration file, `fair` or `round-robin`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "fair" => Some(Self::Fair),
+            "round-robin" => Some(Self::RoundRobin),
+            _ => None,
+        }
     }
+
+    pub(super) fn order<T: Send + 'static>(self, worker: usize, shares: &Arc<Shares>) -> Box<dyn Policy<T>> {
+        match self {
+            Self::Fair => Box::new(Fair::new(worker, Arc::clone(shares))),
+            Self::RoundRobin => Box::new(RoundRobin(VecDeque::new())),
+        }
+    }
+}
+
+/// An order of runnable tasks. Each worker has its own, called under a lock: it must not block.
+pub(super) trait Policy<T>: Send {
+    /// Takes a task in.
+    fn enqueue(&mut self, entry: Entry<T>);
+    /// Gives the task that runs next, `None` only when it holds none. Other workers call it too.
+    fn next(&mut self) -> Option<Entry<T>>;
+    /// The place of what `next` would give, to be compared with other queues' of the same kind.
+    fn head(&mut self) -> Option<Place>;
+    /// How many entries it holds, void ones included.
+    fn len(&self) -> usize;
 }
 
 /// First come, first served, whatever the reason.
-#[derive(Debug, Default)]
-pub struct RoundRobin(VecDeque<Entry>);
+struct RoundRobin<T>(VecDeque<Entry<T>>);
 
-impl RoundRobin {
-    /// An empty one, as [`Scheduler::start`](super::Scheduler::start) takes it.
-    #[must_use]
-    pub fn boxed() -> Box<dyn Policy> {
-        Box::new(Self::default())
-    }
-}
-
-impl Policy for RoundRobin {
-    fn enqueue(&mut self, entry: Entry, _: Reason) {
+impl<T: Send> Policy<T> for RoundRobin<T> {
+    fn enqueue(&mut self, entry: Entry<T>) {
         self.0.push_back(entry);
     }
 
-    fn next(&mut self) -> Option<Entry> {
+    fn next(&mut self) -> Option<Entry<T>> {
         self.0.pop_front()
+    }
+
+    /// Waiting time is the place: who came first is first.
+    fn head(&mut self) -> Option<Place> {
+        self.0.front().map(|e| Place { vruntime: e.since_ns, ..Place::default() })
     }
 
     fn len(&self) -> usize {
@@ -81,41 +98,82 @@ impl Policy for RoundRobin {
 
 /// One worker's queue. Aligned so that two workers' queues share no cache line.
 #[repr(align(128))]
-pub(super) struct Queue {
-    policy: Mutex<Box<dyn Policy>>,
+pub(super) struct Queue<T> {
+    policy: Mutex<Box<dyn Policy<T>>>,
     /// The policy's length as of its last change, to be read without the lock.
     len: AtomicUsize,
 }
 
-impl Queue {
-    pub(super) fn new(policy: Box<dyn Policy>) -> Self {
+impl<T> Queue<T> {
+    pub(super) fn new(policy: Box<dyn Policy<T>>) -> Self {
         Self { policy: Mutex::new(policy), len: AtomicUsize::new(0) }
     }
 
-    pub(super) fn push(&self, task: Arc<Task>, reason: Reason) {
-        let mut policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
-        policy.enqueue(Entry(task), reason);
+    pub(super) fn push(&self, entry: Entry<T>) {
+        let mut policy = self.lock();
+        policy.enqueue(entry);
         self.len.store(policy.len(), Ordering::Release);
     }
 
-    pub(super) fn pop(&self) -> Option<Arc<Task>> {
+    /// Takes one in and gives the head.
+    pub(super) fn swap(&self, entry: Entry<T>) -> Option<Entry<T>> {
+        let mut policy = self.lock();
+        policy.enqueue(entry);
+        let head = policy.next();
+        self.len.store(policy.len(), Ordering::Release);
+        head
+    }
+
+    pub(super) fn pop(&self) -> Option<Entry<T>> {
+        self.pop_if(|_| true)
+    }
+
+    /// Takes the head if `wanted` says so.
+    pub(super) fn pop_if(&self, wanted: impl FnOnce(&mut dyn Policy<T>) -> bool) -> Option<Entry<T>> {
         // An entry pushed after this look is not lost: its push wakes a sleeper, and whoever falls
         // asleep looks once more (idle.rs).
         if self.len() == 0 {
             return None;
         }
-        let mut policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut policy = self.lock();
+        if !wanted(policy.as_mut()) {
+            return None;
+        }
         let entry = policy.next();
         self.len.store(policy.len(), Ordering::Release);
-        entry.map(|e| e.0)
+        entry
+    }
+
+    /// The head's place; `None` too if another worker has the queue right now.
+    pub(super) fn try_head(&self) -> Option<Place> {
+        if self.len() == 0 {
+            return None;
+        }
+        match self.policy.try_lock() {
+            Ok(mut policy) => policy.head(),
+            Err(TryLockError::Poisoned(policy)) => policy.into_inner().head(),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Drops the policy, whatever state a panic left it in, and goes on with another one.
+    pub(super) fn reset(&self, fresh: Box<dyn Policy<T>>) {
+        let mut policy = self.lock();
+        self.len.store(fresh.len(), Ordering::Release);
+        // Under the lock: the old one takes its marks off the shares before the new one sets any.
+        drop(std::mem::replace(&mut *policy, fresh));
     }
 
     pub(super) fn len(&self) -> usize {
         self.len.load(Ordering::Acquire)
     }
+
+    fn lock(&self) -> MutexGuard<'_, Box<dyn Policy<T>>> {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl fmt::Debug for Queue {
+impl<T> fmt::Debug for Queue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue").field("len", &self.len()).finish_non_exhaustive()
     }

@@ -3,14 +3,16 @@
 //! It owns every rule about who may queue, poll or drop a task and when. It must not know futures,
 //! queues or threads: each method is one transition and returns what its caller has to do next.
 //!
-//! | life     | queues holding it | workers polling it | meaning                                   |
-//! |----------|-------------------|--------------------|-------------------------------------------|
-//! | Idle     | 0                 | 0                  | blocked: waits for its waker              |
-//! | Queued   | 1                 | 0                  | runnable                                  |
-//! | Running  | 0                 | 1                  | polled, not woken since the poll began    |
-//! | Notified | 0                 | 1                  | polled, woken since the poll began        |
-//! | Held     | 0                 | 0                  | runnable, kept off the queue by STOP      |
-//! | Done     | any stale entry   | 0                  | the future is gone or about to be dropped |
+//! | life     | workers polling it | meaning                                                     |
+//! |----------|--------------------|-------------------------------------------------------------|
+//! | Idle     | 0                  | blocked: waits for its waker                                |
+//! | Queued   | 0                  | runnable: an entry with its newest ticket is on its way     |
+//! | Running  | 1                  | polled, not woken since the poll began                      |
+//! | Notified | 1                  | polled, woken since the poll began                          |
+//! | Held     | 0                  | runnable, kept off the queue by STOP                        |
+//! | Done     | 0                  | the future is gone or about to be dropped                   |
+//!
+//! An entry that comes up for a task that is not Queued is void.
 //!
 //! Two flags lie beside it: STOP (do not poll) and KILL (drop as soon as no worker polls).
 //!
@@ -138,6 +140,19 @@ impl State {
         self.change(|s| (with(s, DONE), ()));
     }
 
+    /// After the death of the worker that polled it. False if that poll was over already.
+    pub(super) fn fail(&self) -> bool {
+        self.change(|s| match s & LIFE {
+            RUNNING | NOTIFIED => (with(s, DONE), true),
+            _ => (s, false),
+        })
+    }
+
+    /// Whether an entry of it is in a queue, or about to be.
+    pub(super) fn is_queued(&self) -> bool {
+        self.0.load(Ordering::SeqCst) & LIFE == QUEUED
+    }
+
     pub(super) fn stop(&self) {
         self.change(|s| (s | STOP, ()));
     }
@@ -182,12 +197,22 @@ mod tests {
 
     use super::*;
 
+    /// Where the entry with the newest ticket is. Older ones are void, so they need no place here.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    enum Newest {
+        Nowhere,
+        /// Its ticket is drawn; who drew it will push it.
+        Drawn,
+        Queued,
+    }
+
     /// The world around one task, as small as the rules allow.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     struct World {
         state: u8,
-        /// Entries of it in queues.
-        entries: u8,
+        newest: Newest,
+        /// Workers that popped an entry, found its ticket the newest, and have not taken the task yet.
+        popped: u8,
         /// Workers inside a poll of it.
         polling: u8,
         /// An event came for which no poll has begun since.
@@ -195,9 +220,12 @@ mod tests {
         /// Times the future was dropped.
         drops: u8,
         killed: bool,
-        /// Who still has to act on what a transition told it: enqueue, or drop.
-        owes_enqueue: u8,
+        /// Who still has to act on what a transition told it: draw a ticket and push, or drop.
+        owes_entry: u8,
         owes_drop: u8,
+        /// Those who saw it queued and will give it a new entry for that; and how many may still come.
+        refiling: u8,
+        refiles_left: u8,
     }
 
     fn on<T>(w: &mut World, f: impl FnOnce(&State) -> T) -> T {
@@ -208,83 +236,124 @@ mod tests {
     }
 
     /// All worlds that one atomic step of any thread leads to.
-    fn steps(w: World) -> Vec<(&'static str, World)> {
+    fn steps(w: World) -> Vec<World> {
         let mut out = Vec::new();
-        let mut push = |name, f: &dyn Fn(&mut World)| {
+        let mut push = |f: &dyn Fn(&mut World)| {
             let mut n = w;
             f(&mut n);
-            out.push((name, n));
+            out.push(n);
         };
-        push("wake", &|n| {
+        push(&|n| {
             n.unseen = true;
-            n.owes_enqueue += u8::from(on(n, State::wake) == Woken::Enqueue);
+            n.owes_entry += u8::from(on(n, State::wake) == Woken::Enqueue);
         });
-        push("stop", &|n| on(n, State::stop));
-        push("cont", &|n| n.owes_enqueue += u8::from(on(n, State::cont) == Woken::Enqueue));
-        push("kill", &|n| {
+        push(&|n| on(n, State::stop));
+        push(&|n| n.owes_entry += u8::from(on(n, State::cont) == Woken::Enqueue));
+        push(&|n| {
             n.killed = true;
             n.owes_drop += u8::from(on(n, State::kill) == Killed::Drop);
         });
-        if w.owes_enqueue > 0 {
-            push("enqueue", &|n| {
-                n.owes_enqueue -= 1;
-                n.entries += 1;
+        if w.refiles_left > 0 {
+            push(&|n| {
+                n.refiles_left -= 1;
+                n.refiling += u8::from(on(n, State::is_queued));
             });
         }
+        if w.refiling > 0 {
+            push(&|n| {
+                n.refiling -= 1;
+                n.newest = Newest::Drawn;
+            });
+        }
+        if w.owes_entry > 0 {
+            push(&|n| {
+                n.owes_entry -= 1;
+                n.newest = Newest::Drawn;
+            });
+        }
+        match w.newest {
+            Newest::Nowhere => {}
+            Newest::Drawn => push(&|n| n.newest = Newest::Queued),
+            Newest::Queued => push(&|n| {
+                n.newest = Newest::Nowhere;
+                n.popped += 1;
+            }),
+        }
         if w.owes_drop > 0 {
-            push("drop", &|n| {
+            push(&|n| {
                 n.owes_drop -= 1;
                 n.drops += 1;
             });
         }
-        if w.entries > 0 {
-            push("take", &|n| {
-                n.entries -= 1;
+        if w.popped > 0 {
+            push(&|n| {
+                n.popped -= 1;
                 if on(n, State::take) == Taken::Poll {
                     n.polling += 1;
                     n.unseen = false;
                 }
             });
-        }
-        if w.polling > 0 {
-            for more in [false, true] {
-                push("pending", &|n| match on(n, |s| s.pending(more)) {
-                    Pended::Again => n.unseen = false,
-                    Pended::Requeue => {
-                        n.polling -= 1;
-                        n.owes_enqueue += 1;
-                    }
-                    Pended::Parked => n.polling -= 1,
-                    Pended::Drop => {
-                        n.polling -= 1;
-                        n.owes_drop += 1;
-                    }
-                });
-            }
-            push("finished", &|n| {
-                on(n, State::finished);
-                n.polling -= 1;
-                n.owes_drop += 1;
+            // The claim of the entry was lent and is not any more.
+            push(&|n| {
+                n.popped -= 1;
+                n.owes_entry += u8::from(on(n, State::is_queued));
             });
         }
+        if w.polling > 0 {
+            poll_ends(w, &mut out);
+        }
+        out.retain(|n| n.owes_entry < 4);
         out
+    }
+
+    fn poll_ends(w: World, out: &mut Vec<World>) {
+        for more in [false, true] {
+            let mut n = w;
+            match on(&mut n, |s| s.pending(more)) {
+                Pended::Again => n.unseen = false,
+                Pended::Requeue => {
+                    n.polling -= 1;
+                    n.owes_entry += 1;
+                }
+                Pended::Parked => n.polling -= 1,
+                Pended::Drop => {
+                    n.polling -= 1;
+                    n.owes_drop += 1;
+                }
+            }
+            out.push(n);
+        }
+        // The poll finished or panicked, or its worker died.
+        let mut n = w;
+        on(&mut n, State::finished);
+        n.polling -= 1;
+        n.owes_drop += 1;
+        out.push(n);
+        let mut n = w;
+        assert!(on(&mut n, State::fail));
+        n.polling -= 1;
+        n.owes_drop += 1;
+        out.push(n);
     }
 
     fn every_world() -> HashSet<World> {
         let start = World {
             state: QUEUED,
-            entries: 0,
+            newest: Newest::Nowhere,
+            popped: 0,
             polling: 0,
             unseen: true,
             drops: 0,
             killed: false,
-            owes_enqueue: 1,
+            owes_entry: 1,
             owes_drop: 0,
+            refiling: 0,
+            refiles_left: 2,
         };
         let mut seen = HashSet::from([start]);
         let mut todo = vec![start];
         while let Some(w) = todo.pop() {
-            for (_, next) in steps(w) {
+            for next in steps(w) {
                 if seen.insert(next) {
                     todo.push(next);
                 }
@@ -294,17 +363,18 @@ mod tests {
     }
 
     #[test]
-    fn no_interleaving_queues_twice_polls_twice_or_drops_twice() {
+    fn no_interleaving_loses_it_polls_it_twice_or_drops_it_twice() {
         let worlds = every_world();
-        assert!(worlds.len() > 30, "the walk is not trivial: {}", worlds.len());
+        assert!(worlds.len() > 300, "the walk is not trivial: {}", worlds.len());
         for w in worlds {
             let life = w.state & LIFE;
             assert!(w.polling <= 1, "polled twice: {w:?}");
             assert!(w.drops + w.owes_drop <= 1, "dropped twice: {w:?}");
             assert_eq!(w.polling == 1, matches!(life, RUNNING | NOTIFIED), "{w:?}");
             assert_eq!(w.drops + w.owes_drop == 1, life == DONE, "{w:?}");
-            if life != DONE {
-                assert_eq!(w.entries + w.owes_enqueue, u8::from(life == QUEUED), "{w:?}");
+            if life == QUEUED {
+                let comes_up = w.newest != Newest::Nowhere || w.popped > 0 || w.owes_entry > 0;
+                assert!(comes_up, "queued, but in no queue: {w:?}");
             }
         }
     }

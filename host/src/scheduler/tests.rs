@@ -14,13 +14,35 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::process::Pid;
+
+mod death;
+mod loans;
+mod order;
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-fn start(rt: &Runtime, workers: usize, intervals_per_slice: u32) -> Scheduler {
-    Scheduler::start(Settings { workers, intervals_per_slice }, RoundRobin::boxed, rt.handle().clone()).unwrap()
+/// Every slice is one interval.
+const ONE: Duration = Duration::ZERO;
+/// A few intervals.
+const SHORT: Duration = Duration::from_micros(20);
+/// A slice does not end by itself.
+const LONG: Duration = Duration::from_secs(3600);
+
+fn start(rt: &Runtime, workers: usize, slice: Duration) -> Scheduler {
+    start_with(rt, workers, slice, PolicyKind::Fair)
+}
+
+fn start_with(rt: &Runtime, workers: usize, slice: Duration, policy: PolicyKind) -> Scheduler {
+    let slice = SliceRule { target_latency: slice.max(Duration::from_millis(10)), floor: slice, ceiling: slice };
+    Scheduler::start(Settings { workers, policy, slice }, rt.handle().clone()).unwrap()
+}
+
+/// A task that is a tree of its own in the default group.
+fn own(pid: u64) -> TaskSpec {
+    TaskSpec::new(Pid(pid))
 }
 
 /// A guest's fuel yield: pending once, woken during the poll.
@@ -43,6 +65,29 @@ async fn spin() {
     }
 }
 
+/// Keeps the only worker in a poll until the returned sender is used or dropped.
+fn hold(s: &Scheduler) -> mpsc::Sender<()> {
+    let (release, held) = mpsc::channel::<()>();
+    let (at, entered) = mpsc::channel();
+    let spec = TaskSpec { group: Arc::from("hold"), ..own(9_999) };
+    s.add(&spec, async move {
+        at.send(()).unwrap();
+        held.recv().ok();
+    });
+    entered.recv().unwrap();
+    release
+}
+
+/// A task that tells its PID when it is polled for the first time.
+fn tells(s: &Scheduler, spec: &TaskSpec, tell: &mpsc::Sender<u64>) -> TaskHandle {
+    let (tell, pid) = (tell.clone(), spec.pid.0);
+    s.add(spec, async move { tell.send(pid).unwrap() })
+}
+
+fn in_group(pid: u64, group: &str) -> TaskSpec {
+    TaskSpec { group: Arc::from(group), ..own(pid) }
+}
+
 /// Tells through a channel that it was dropped.
 struct Dropped(mpsc::Sender<&'static str>, &'static str);
 
@@ -61,40 +106,42 @@ fn until(what: impl Fn() -> bool) {
 
 /// A new seed each time, printed; `AOK_TEST_SEED=N` repeats a run.
 #[allow(clippy::print_stderr, reason = "a failing random test must be repeatable")]
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let seed = std::env::var("AOK_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
     eprintln!("AOK_TEST_SEED={seed}");
     seed
 }
 
 #[test]
-fn a_slice_is_its_intervals_and_a_block_ends_it() {
+fn a_slice_is_its_time_in_whole_intervals_and_a_block_ends_it() {
     let rt = runtime();
-    let s = start(&rt, 1, 4);
-    let (go, gate) = oneshot::channel::<()>();
-    let task = s.add(Pid(1), async {
-        for _ in 0..8 {
+    // Eight intervals, a poll that finds the gate closed, one interval more and the end.
+    for (slice, until_blocked, in_all) in [(ONE, 9, 11), (LONG, 1, 2)] {
+        let s = start(&rt, 1, slice);
+        let (go, gate) = oneshot::channel::<()>();
+        let task = s.add(&own(1), async {
+            for _ in 0..8 {
+                interval().await;
+            }
+            gate.await.unwrap();
             interval().await;
-        }
-        gate.await.unwrap();
-        interval().await;
-    });
-    until(|| task.state() == TaskState::Blocked);
-    // 4 + 4 intervals, then the poll that found the gate closed.
-    assert_eq!(task.slices(), 3);
-    go.send(()).unwrap();
-    assert_eq!(rt.block_on(task.done()), End::Finished);
-    assert_eq!((task.slices(), task.state()), (4, TaskState::Done));
+        });
+        until(|| task.state() == TaskState::Blocked);
+        assert_eq!(task.slices(), until_blocked);
+        go.send(()).unwrap();
+        assert_eq!(rt.block_on(task.done()), End::Finished);
+        assert_eq!((task.slices(), task.state()), (in_all, TaskState::Done));
+    }
 }
 
 #[test]
 fn a_blocked_task_uses_no_slice() {
     let rt = runtime();
-    let s = start(&rt, 1, 1);
-    let blocked = s.add(Pid(1), pending());
+    let s = start(&rt, 1, ONE);
+    let blocked = s.add(&own(1), pending());
     until(|| blocked.state() == TaskState::Blocked);
     let cpu = blocked.cpu_ns();
-    let spinner = s.add(Pid(2), spin());
+    let spinner = s.add(&own(2), spin());
     until(|| spinner.slices() > 1000);
     assert_eq!((blocked.slices(), blocked.cpu_ns()), (1, cpu));
     let load = s.load();
@@ -106,7 +153,7 @@ fn a_blocked_task_uses_no_slice() {
 fn round_robin_is_fair_to_the_slice() {
     const N: usize = 64;
     let rt = runtime();
-    let s = start(&rt, 1, 3);
+    let s = start_with(&rt, 1, ONE, PolicyKind::RoundRobin);
     let counts: Arc<Vec<AtomicU64>> = Arc::new((0..N).map(|_| AtomicU64::new(0)).collect());
     let (open, gate) = tokio::sync::watch::channel(false);
     let worst = Arc::new(AtomicU64::new(0));
@@ -117,7 +164,7 @@ fn round_robin_is_fair_to_the_slice() {
         .map(|i| {
             let (counts, worst, base) = (Arc::clone(&counts), Arc::clone(&worst), Arc::clone(&base));
             let mut gate = gate.clone();
-            s.add(Pid(i as u64 + 1), async move {
+            s.add(&own(i as u64 + 1), async move {
                 gate.wait_for(|open| *open).await.unwrap();
                 loop {
                     counts[i].fetch_add(1, Ordering::Relaxed);
@@ -136,17 +183,17 @@ fn round_robin_is_fair_to_the_slice() {
     until(|| tasks.iter().all(|t| t.state() == TaskState::Blocked));
     open.send(true).unwrap();
     until(|| base.get().is_some_and(|base| counts[0].load(Ordering::Relaxed) > base[0] + 3000));
-    // Two slices of three intervals: nobody is further ahead than that.
+    // Two slices of one interval: nobody is further ahead than that.
     let worst = worst.load(Ordering::Relaxed);
-    assert!(worst > 0 && worst <= 6, "a task was {worst} intervals ahead of another");
+    assert!(worst > 0 && worst <= 2, "a task was {worst} intervals ahead of another");
 }
 
 #[test]
 fn more_tasks_than_workers_share_both_workers() {
     let rt = runtime();
-    let s = start(&rt, 2, 1);
+    let s = start(&rt, 2, ONE);
     // Three on two: one worker has two of them. Only if they mix does nobody stay at half a worker.
-    let tasks: Vec<_> = (1..=3).map(|i| s.add(Pid(i), spin())).collect();
+    let tasks: Vec<_> = (1..=3).map(|i| s.add(&own(i), spin())).collect();
     for task in &tasks {
         let first = task.0.home.load(Ordering::Relaxed);
         until(|| task.0.home.load(Ordering::Relaxed) != first);
@@ -157,11 +204,11 @@ fn more_tasks_than_workers_share_both_workers() {
 #[test]
 fn an_idle_worker_steals_from_a_busy_one() {
     let rt = runtime();
-    let s = start(&rt, 2, 1);
+    let s = start(&rt, 2, ONE);
     let (release, held) = mpsc::channel::<()>();
     let (at, entered) = mpsc::channel();
     // One poll that does not end: whatever is queued behind it can only run elsewhere.
-    let hog = s.add(Pid(1), async move {
+    let hog = s.add(&own(1), async move {
         at.send(thread::current().name().map(str::to_owned)).unwrap();
         held.recv().unwrap();
     });
@@ -172,7 +219,7 @@ fn an_idle_worker_steals_from_a_busy_one() {
         .map(|i| {
             let tell = tell.clone();
             let (go, gate) = oneshot::channel::<()>();
-            let task = s.add(Pid(i), async move {
+            let task = s.add(&own(i), async move {
                 gate.await.unwrap();
                 tell.send(thread::current().name().map(str::to_owned)).unwrap();
             });
@@ -202,14 +249,14 @@ fn no_wake_is_lost_under_random_wakes() {
     }
     let seed = seed();
     let rt = runtime();
-    let s = start(&rt, 2, 2);
+    let s = start(&rt, 2, SHORT);
     let inboxes: Arc<Vec<Inbox>> =
         Arc::new((0..TASKS).map(|_| Inbox { sent: AtomicU64::new(0), waker: Mutex::new(None) }).collect());
     let tasks: Vec<_> = (0..TASKS)
         .map(|i| {
             let inboxes = Arc::clone(&inboxes);
             let mut rng = StdRng::seed_from_u64(seed ^ i as u64);
-            s.add(Pid(i as u64 + 1), async move {
+            s.add(&own(i as u64 + 1), async move {
                 let inbox = &inboxes[i];
                 let mut seen = 0;
                 while seen < EVENTS {
@@ -259,16 +306,20 @@ fn no_wake_is_lost_under_random_wakes() {
     for task in &tasks {
         assert_eq!(rt.block_on(task.done()), End::Finished);
     }
-    assert_eq!(s.load(), Load { slices: s.load().slices, busy_ns: s.load().busy_ns, ..Load::default() });
+    let load = s.load();
+    assert_eq!((load.runnable, load.running, load.blocked, load.stopped), (0, 0, 0, 0));
+    assert_eq!((load.groups, load.workers_alive), (Vec::new(), 2));
+    // Each event came by a wake, though several may have come in one.
+    assert!(load.wake_to_run.count() > 0 && load.queue_wait.count() >= load.wake_to_run.count());
 }
 
 #[test]
 fn a_waker_outlives_its_task_and_does_nothing() {
     let rt = runtime();
-    let s = start(&rt, 1, 1);
+    let s = start(&rt, 1, ONE);
     let (tx, rx) = mpsc::channel();
     let task = s.add(
-        Pid(1),
+        &own(1),
         poll_fn(move |cx| {
             tx.send(cx.waker().clone()).unwrap();
             Poll::Pending
@@ -285,15 +336,15 @@ fn a_waker_outlives_its_task_and_does_nothing() {
 #[test]
 fn stop_holds_in_each_state_and_cont_brings_back() {
     let rt = runtime();
-    let s = start(&rt, 1, 4);
+    let s = start(&rt, 1, SHORT);
 
     // Running, runnable.
-    let spinner = s.add(Pid(1), spin());
+    let spinner = s.add(&own(1), spin());
     until(|| spinner.slices() > 10);
     spinner.stop();
     until(|| spinner.state() == TaskState::Stopped);
     let slices = spinner.slices();
-    let other = s.add(Pid(2), spin());
+    let other = s.add(&own(2), spin());
     until(|| other.slices() > 100);
     assert_eq!(spinner.slices(), slices);
     spinner.cont();
@@ -302,7 +353,7 @@ fn stop_holds_in_each_state_and_cont_brings_back() {
 
     // Blocked, and woken while stopped.
     let (go, gate) = oneshot::channel::<()>();
-    let blocked = s.add(Pid(3), async { gate.await.unwrap() });
+    let blocked = s.add(&own(3), async { gate.await.unwrap() });
     until(|| blocked.state() == TaskState::Blocked);
     blocked.stop();
     go.send(()).unwrap();
@@ -314,7 +365,7 @@ fn stop_holds_in_each_state_and_cont_brings_back() {
     assert_eq!(rt.block_on(blocked.done()), End::Finished);
 
     // Stopped and continued while blocked: still blocked.
-    let idle = s.add(Pid(4), pending());
+    let idle = s.add(&own(4), pending());
     until(|| idle.state() == TaskState::Blocked);
     idle.stop();
     idle.cont();
@@ -329,7 +380,7 @@ fn stop_holds_in_each_state_and_cont_brings_back() {
 #[test]
 fn kill_drops_the_future_in_each_state() {
     let rt = runtime();
-    let s = start(&rt, 1, 4);
+    let s = start(&rt, 1, SHORT);
     let (tx, rx) = mpsc::channel();
     let kill = |task: &TaskHandle, name: &str| {
         rt.block_on(task.kill());
@@ -342,7 +393,7 @@ fn kill_drops_the_future_in_each_state() {
     let guard = |name| Dropped(tx.clone(), name);
 
     let g = guard("blocked");
-    let blocked = s.add(Pid(1), async move {
+    let blocked = s.add(&own(1), async move {
         let _g = g;
         pending::<()>().await;
     });
@@ -350,7 +401,7 @@ fn kill_drops_the_future_in_each_state() {
     kill(&blocked, "blocked");
 
     let g = guard("spinning");
-    let spinning = s.add(Pid(2), async move {
+    let spinning = s.add(&own(2), async move {
         let _g = g;
         spin().await;
     });
@@ -358,7 +409,7 @@ fn kill_drops_the_future_in_each_state() {
     kill(&spinning, "spinning");
 
     let g = guard("held");
-    let held = s.add(Pid(3), async move {
+    let held = s.add(&own(3), async move {
         let _g = g;
         spin().await;
     });
@@ -369,13 +420,13 @@ fn kill_drops_the_future_in_each_state() {
     // Queued behind a poll that does not end.
     let (release, block) = mpsc::channel::<()>();
     let (at, entered) = mpsc::channel();
-    let hog = s.add(Pid(4), async move {
+    let hog = s.add(&own(4), async move {
         at.send(()).unwrap();
         block.recv().unwrap();
     });
     entered.recv().unwrap();
     let g = guard("queued");
-    let queued = s.add(Pid(5), async move {
+    let queued = s.add(&own(5), async move {
         let _g = g;
         panic!("a killed task is not polled");
     });
@@ -388,12 +439,12 @@ fn kill_drops_the_future_in_each_state() {
 #[test]
 fn kill_while_running_waits_for_the_interval_only() {
     let rt = runtime();
-    let s = start(&rt, 1, 1_000);
+    let s = start(&rt, 1, LONG);
     let (tx, dropped) = mpsc::channel();
     let (release, block) = mpsc::channel::<()>();
     let (at, entered) = mpsc::channel();
     let g = Dropped(tx, "running");
-    let running = s.add(Pid(1), async move {
+    let running = s.add(&own(1), async move {
         let _g = g;
         at.send(()).unwrap();
         block.recv().unwrap();
@@ -414,11 +465,11 @@ fn kill_while_running_waits_for_the_interval_only() {
 #[test]
 fn a_task_can_kill_itself_and_another() {
     let rt = runtime();
-    let s = start(&rt, 1, 4);
-    let victim = s.add(Pid(1), spin());
+    let s = start(&rt, 1, SHORT);
+    let victim = s.add(&own(1), spin());
     let slot: Arc<Mutex<Option<TaskHandle>>> = Arc::default();
     let (go, gate) = oneshot::channel::<()>();
-    let killer = s.add(Pid(2), {
+    let killer = s.add(&own(2), {
         let (slot, victim) = (Arc::clone(&slot), victim.clone());
         async move {
             gate.await.unwrap();
@@ -443,14 +494,14 @@ fn a_panic_ends_its_task_alone() {
         }
     }
     let rt = runtime();
-    let s = start(&rt, 1, 2);
-    let spinner = s.add(Pid(1), spin());
-    let panicking = s.add(Pid(2), async {
+    let s = start(&rt, 1, SHORT);
+    let spinner = s.add(&own(1), spin());
+    let panicking = s.add(&own(2), async {
         interval().await;
         panic!("page {} is on fire", 7);
     });
     assert_eq!(rt.block_on(panicking.done()), End::Panicked("page 7 is on fire".to_owned()));
-    let bad_drop = s.add(Pid(3), async {
+    let bad_drop = s.add(&own(3), async {
         let _p = PanicsInDrop;
         pending::<()>().await;
     });
@@ -466,8 +517,8 @@ fn a_panic_ends_its_task_alone() {
 #[test]
 fn tokio_timers_and_spawns_work_on_a_worker() {
     let rt = runtime();
-    let s = start(&rt, 2, 2);
-    let task = s.add(Pid(1), async {
+    let s = start(&rt, 2, SHORT);
+    let task = s.add(&own(1), async {
         tokio::time::sleep(Duration::from_millis(2)).await;
         assert_eq!(tokio::task::spawn_blocking(|| 6 * 7).await.unwrap(), 42);
         tokio::time::timeout(Duration::from_millis(1), pending::<()>()).await.unwrap_err();
@@ -478,7 +529,7 @@ fn tokio_timers_and_spawns_work_on_a_worker() {
 #[test]
 fn shutdown_drops_blocked_queued_running_and_stopped_tasks() {
     let rt = runtime();
-    let s = start(&rt, 2, 2);
+    let s = start(&rt, 2, SHORT);
     let (tx, rx) = mpsc::channel();
     let with = |name, run: Pin<Box<dyn Runnable>>| {
         let g = Dropped(tx.clone(), name);
@@ -487,12 +538,12 @@ fn shutdown_drops_blocked_queued_running_and_stopped_tasks() {
             run.await;
         }
     };
-    let mut tasks = vec![s.add(Pid(1), with("blocked", Box::pin(pending())))];
+    let mut tasks = vec![s.add(&own(1), with("blocked", Box::pin(pending())))];
     until(|| tasks[0].state() == TaskState::Blocked);
     for i in 2..10 {
-        tasks.push(s.add(Pid(i), with("spinning", Box::pin(spin()))));
+        tasks.push(s.add(&own(i), with("spinning", Box::pin(spin()))));
     }
-    tasks.push(s.add(Pid(10), with("stopped", Box::pin(spin()))));
+    tasks.push(s.add(&own(10), with("stopped", Box::pin(spin()))));
     tasks[9].stop();
     until(|| tasks[9].state() == TaskState::Stopped && tasks[5].slices() > 10);
     s.shutdown();
@@ -504,7 +555,7 @@ fn shutdown_drops_blocked_queued_running_and_stopped_tasks() {
         assert_eq!((task.state(), rt.block_on(task.done())), (TaskState::Done, End::Dropped));
     }
 
-    let late = s.add(Pid(11), with("late", Box::pin(spin())));
+    let late = s.add(&own(11), with("late", Box::pin(spin())));
     assert_eq!(rt.block_on(late.done()), End::Dropped);
     assert_eq!((rx.try_recv(), late.slices()), (Ok("late"), 0));
     s.shutdown();
@@ -513,9 +564,9 @@ fn shutdown_drops_blocked_queued_running_and_stopped_tasks() {
 #[test]
 fn a_task_may_shut_its_own_scheduler_down() {
     let rt = runtime();
-    let s = Arc::new(start(&rt, 2, 1));
-    let spinner = s.add(Pid(1), spin());
-    let task = s.add(Pid(2), {
+    let s = Arc::new(start(&rt, 2, ONE));
+    let spinner = s.add(&own(1), spin());
+    let task = s.add(&own(2), {
         let s = Arc::clone(&s);
         async move { s.shutdown() }
     });
@@ -526,9 +577,9 @@ fn a_task_may_shut_its_own_scheduler_down() {
 #[test]
 fn nothing_is_kept_alive_after_the_end() {
     let rt = runtime();
-    let s = start(&rt, 2, 1);
+    let s = start(&rt, 2, ONE);
     let shared = Arc::downgrade(&s.shared);
-    let handles: Vec<_> = (1..20).map(|i| s.add(Pid(i), spin())).collect();
+    let handles: Vec<_> = (1..20).map(|i| s.add(&own(i), spin())).collect();
     let tasks: Vec<_> = handles.iter().map(|h| Arc::downgrade(&h.0)).collect();
     for handle in &handles[..10] {
         rt.block_on(handle.kill());
@@ -543,7 +594,7 @@ fn churn_ends_every_task_exactly_once() {
     let seed = seed();
     let mut rng = StdRng::seed_from_u64(seed);
     let rt = runtime();
-    let s = start(&rt, 2, 2);
+    let s = start(&rt, 2, SHORT);
     let drops = Arc::new(AtomicUsize::new(0));
     let stop_all = Arc::new(AtomicBool::new(false));
     struct Count(Arc<AtomicUsize>);
@@ -557,7 +608,7 @@ fn churn_ends_every_task_exactly_once() {
         let count = Count(Arc::clone(&drops));
         let rounds = rng.random_range(0..20);
         let shut = Arc::clone(&stop_all);
-        handles.push(s.add(Pid(i), async move {
+        handles.push(s.add(&own(i), async move {
             let _count = count;
             for _ in 0..rounds {
                 if shut.load(Ordering::Relaxed) {

@@ -21,7 +21,7 @@ use crate::capability::Rights;
 use crate::kernel::{ClientCall, Error, Kernel};
 use crate::process::{Event, EventKind, Pid};
 use error::ApiError;
-use wire::{ApprovalLine, CallLine, Connected, LogLine, MetricsLine, OfferedTool, Request};
+use wire::{ApprovalLine, CallLine, Connected, LogLine, MetricsLine, OfferedTool, Request, Spawned};
 
 /// An answer: JSON lines without their line ends. An error is the last item.
 pub type Lines = BoxStream<'static, Result<String, ApiError>>;
@@ -45,6 +45,25 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::Resume { pid } => Ok(event_lines(kernel.resume(pid).await?, stopped(kernel.clone(), pid))),
         Request::Suspend { pid } => {
             kernel.suspend(pid).await?;
+            list::<()>(Vec::new())
+        }
+        Request::Spawn(spawn) => {
+            let (pid, _events) = kernel.spawn(spawn.into()).await?;
+            list(vec![Spawned { pid }])
+        }
+        Request::Attach { pid } => Ok(event_lines(kernel.attach(pid)?, stopped(kernel.clone(), pid))),
+        Request::Wait { pid } => {
+            let kernel = kernel.clone();
+            let end = async move { json(&kernel.last_event(pid).await?) };
+            Ok(stream::once(end).boxed())
+        }
+        Request::Signal { pid, signal, grace_ms } => {
+            let reason = format!("somebody sent {}", signal.name());
+            kernel.signal(pid, signal, &reason, grace_ms.map(Duration::from_millis)).await?;
+            list::<()>(Vec::new())
+        }
+        Request::Nice { pid, nice } => {
+            kernel.nice(pid, nice).await?;
             list::<()>(Vec::new())
         }
         Request::Kill { pid, reason } => {

@@ -17,7 +17,7 @@ use crate::capability::{HostGrant, Permissions};
 use crate::grants::Revocation;
 use crate::kernel::SpawnRequest;
 use crate::kernel::info::{CallReport, ToolInfo};
-use crate::process::{Mount, Pid};
+use crate::process::{Mount, Pid, Signal};
 use crate::quota::ResourceQuota;
 use crate::storage::LogRecord;
 use crate::syscall::Approval;
@@ -47,6 +47,35 @@ pub enum Request {
     Suspend {
         /// Which.
         pid: Pid,
+    },
+    /// Starts a process; one [`Spawned`], as soon as it is durable and runnable.
+    Spawn(Spawn),
+    /// Streams the events of a process from now on; the last is `exit`.
+    Attach {
+        /// Which.
+        pid: Pid,
+    },
+    /// Waits for the end of a process: its `exit` event.
+    Wait {
+        /// Which.
+        pid: Pid,
+    },
+    /// Signals a process. Answers nothing.
+    Signal {
+        /// Which.
+        pid: Pid,
+        /// The signal.
+        signal: Signal,
+        /// Milliseconds that TERM gives it; the kernel's usual time when absent.
+        #[serde(default)]
+        grace_ms: Option<u64>,
+    },
+    /// Sets a process's nice value. Answers nothing.
+    Nice {
+        /// Which.
+        pid: Pid,
+        /// −20…19.
+        nice: i8,
     },
     /// Ends a process. Answers nothing, once its exit is durable.
     Kill {
@@ -245,6 +274,13 @@ impl From<Spawn> for SpawnRequest {
             quota: s.quota,
         }
     }
+}
+
+/// A process that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawned {
+    /// Its PID.
+    pub pid: Pid,
 }
 
 /// A question to a person, as `aok approvals` shows it.

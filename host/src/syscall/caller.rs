@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +13,12 @@ use super::peers::Family;
 use super::{Approvals, Peers, Stop, Syscall};
 use crate::audit::Chain;
 use crate::capability::Rights;
+use crate::config::GroupConfig;
 use crate::context::PageManager;
 use crate::hook::HookChain;
 use crate::ipc::Ipc;
 use crate::llm::Models;
+use crate::llm::device::Standing;
 use crate::metrics::Metrics;
 use crate::overlay::{Area, Areas};
 use crate::process::{Epoch, Event, EventKind, Mount, Pid, ProcessSpec, Seq, Usage};
@@ -43,6 +45,8 @@ pub struct Services {
     pub areas: Areas,
     /// Messages, locks, and who waits for whom.
     pub ipc: Ipc,
+    /// Groups that the configuration says something of.
+    pub groups: BTreeMap<String, GroupConfig>,
     /// The kernel, as far as processes ask it about each other.
     pub kernel: OnceLock<Weak<dyn Peers>>,
     /// Model providers.
@@ -52,10 +56,23 @@ pub struct Services {
 }
 
 impl Services {
+    /// How urgent a process's model calls are: as its own nice value says, or that of one that waits for it.
+    pub(crate) fn standing(&self, caller: &Caller) -> Standing {
+        let group = &caller.spec().group;
+        let weight = self.groups.get(group).map_or(GroupConfig::default().weight, |group| group.weight);
+        Standing { group: group.as_str().into(), group_weight: share(weight), nice: caller.effective_nice() }
+    }
+
     /// The other processes; `None` once the kernel is gone.
     pub(super) fn peers(&self) -> Option<Family> {
         self.kernel.get().and_then(Weak::upgrade)
     }
+}
+
+/// A group's weight, of which 100 is the usual one, in the unit of nice values, where 1024 is.
+#[must_use]
+pub(crate) fn share(weight: u32) -> u32 {
+    (weight.saturating_mul(1024) / 100).max(1)
 }
 
 /// The agent name of a process that makes tool calls for a client outside.
@@ -137,6 +154,9 @@ struct Inner {
     stopping: OnceLock<Stop>,
     kept: Kept,
     account: Arc<Account>,
+    nice: AtomicI8,
+    /// The nice value of the most urgent of those that wait for it, or its own.
+    effective_nice: AtomicI8,
     /// What its spawner holds for it as long as it lives.
     lease: Mutex<Option<Reservation>>,
     term: Term,
@@ -190,6 +210,8 @@ impl Caller {
         };
         Self(Arc::new(Inner {
             clock: Arc::new(AtomicU64::new(at.clock_ms)),
+            nice: AtomicI8::new(spec.nice),
+            effective_nice: AtomicI8::new(spec.nice),
             spec,
             services,
             replay: journal.into_iter().map(|r| (r.seq, r)).collect(),
@@ -281,6 +303,24 @@ impl Caller {
     pub fn leave(&self) -> (Vec<UnboundedSender<Event>>, Option<Reservation>) {
         self.0.kept.clear();
         (std::mem::take(&mut *lock(&self.0.subscribers)), lock(&self.0.lease).take())
+    }
+
+    /// Its nice value, which may have changed since its spawn.
+    #[must_use]
+    pub fn nice(&self) -> i8 {
+        self.0.nice.load(Ordering::Relaxed)
+    }
+
+    /// The nice value of the most urgent of those that wait for it, or its own.
+    #[must_use]
+    pub fn effective_nice(&self) -> i8 {
+        self.0.effective_nice.load(Ordering::Relaxed)
+    }
+
+    /// Sets both; what is effective is no higher than its own.
+    pub fn set_nice(&self, own: i8, effective: i8) {
+        self.0.nice.store(own, Ordering::Relaxed);
+        self.0.effective_nice.store(effective.min(own), Ordering::Relaxed);
     }
 
     /// Its account.

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 pub use approval::{Answer as ApprovalAnswer, Approval, Approvals};
+pub(crate) use caller::share;
 pub use caller::{CLIENT, Caller, Life, Services, now_ms};
 pub use peers::{Child, Newborn, Peer, Peers};
 pub use step::{Called, StepOutcome};

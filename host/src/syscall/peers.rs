@@ -74,6 +74,8 @@ pub trait Peers: Send + Sync + fmt::Debug {
         task: String,
         input: Input,
     ) -> Result<ProcessSpec, Error>;
+    /// Charges a process's share of the processor for what it used elsewhere, in nanoseconds.
+    fn charge(&self, pid: Pid, ns: u64);
     /// The limits that `json` asks for.
     fn quota(&self, json: &str) -> Result<ResourceQuota, Error>;
 }

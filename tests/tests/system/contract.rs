@@ -8,7 +8,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 pub(crate) const PS: &str = "pid ppid name agent model group state waiting_on nice fuel slices tokens_in tokens_cached tokens_out \
-                  micro_usd tool_calls pages_resident pages_swapped exit";
+                  micro_usd tool_calls pages_resident pages_swapped exit task tree cpu_us slice_us effective_nice \
+                  inherits_from";
 pub(crate) const TOOL: &str = "name plugin tool description effect input_schema output_schema source state";
 pub(crate) const PLUGIN: &str =
     "name file kind state version digest contract tools hooks agents requested granted trusted calls errors diagnosis";

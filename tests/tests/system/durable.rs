@@ -403,7 +403,7 @@ async fn call_all_gives_the_same_after_a_stop_in_its_middle() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_loses_its_plugins_state_to_another_process_leaves_nothing_but_its_error() {
     let lab = Lab::new(&[STEPPER, PROBE]);
-    let scheduler = SchedulerConfig { workers: Some(2) };
+    let scheduler = SchedulerConfig { workers: Some(2), ..SchedulerConfig::default() };
     let kernel = lab.kernel_with(Config { scheduler, ..Config::default() }).await;
     // The first call is held between its end and its commit, while another process's call comes and goes.
     let (at_it, mut waiting) = unbounded_channel();
@@ -760,7 +760,7 @@ fn a_run_far_larger_than_its_window_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_make_progress_beside_one_that_only_computes() {
     let lab = Lab::new(&[SPINNER, TALKER]);
-    let scheduler = SchedulerConfig { workers: Some(1) };
+    let scheduler = SchedulerConfig { workers: Some(1), ..SchedulerConfig::default() };
     let kernel = lab.kernel_with(Config { scheduler, ..Config::default() }).await;
     let (spinner, mut spins) = kernel.spawn(lab.request("spinner", 1_000_000_000_u64)).await.unwrap();
     let (one, _events) = kernel.spawn(lab.request("talker", "append 100")).await.unwrap();

@@ -220,7 +220,11 @@ async fn kernel(world: &World, limits: Limits) -> Kernel {
     for guest in [HOSTILE, TABLES, HOG, TALKER, STEPPER] {
         world.install(guest);
     }
-    let config = Config { limits, scheduler: SchedulerConfig { workers: Some(1) }, ..Config::default() };
+    let config = Config {
+        limits,
+        scheduler: SchedulerConfig { workers: Some(1), ..SchedulerConfig::default() },
+        ..Config::default()
+    };
     Kernel::builder(world.data()).config(config).plugin_dir(world.plugins()).start().await.unwrap()
 }
 

@@ -29,6 +29,7 @@ mod peers;
 mod plugins;
 mod project;
 mod sdk;
+mod serve;
 mod stateful;
 mod support;
 mod undo;

@@ -4,7 +4,7 @@ use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::columns::clean;
 use super::model::Model;
-use crate::process::Pid;
+use crate::process::{Pid, Signal};
 
 /// The most characters of a filter or a number that is typed.
 const TYPED: usize = 64;
@@ -41,39 +41,14 @@ impl Action {
     }
 }
 
-/// A signal that can be sent to a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) enum Signal {
-    /// End, after a chance to finish.
-    Term,
-    /// End at once.
-    Kill,
-    /// Stop where it is.
-    Stop,
-    /// Go on.
-    Cont,
-}
-
-impl Signal {
-    /// Its name without `SIG`.
-    pub(in crate::cli) fn name(self) -> &'static str {
-        match self {
-            Self::Term => "TERM",
-            Self::Kill => "KILL",
-            Self::Stop => "STOP",
-            Self::Cont => "CONT",
-        }
-    }
-
-    /// The one that a key chooses.
-    fn of(key: char) -> Option<Self> {
-        match key.to_ascii_lowercase() {
-            't' => Some(Self::Term),
-            'k' => Some(Self::Kill),
-            's' => Some(Self::Stop),
-            'c' => Some(Self::Cont),
-            _ => None,
-        }
+/// The signal that a key chooses.
+fn signal_of(key: char) -> Option<Signal> {
+    match key.to_ascii_lowercase() {
+        't' => Some(Signal::Term),
+        'k' => Some(Signal::Kill),
+        's' => Some(Signal::Stop),
+        'c' => Some(Signal::Cont),
+        _ => None,
     }
 }
 
@@ -195,7 +170,7 @@ fn answer(model: &mut Model, prompt: Prompt, code: KeyCode) -> Option<Action> {
             edit(&mut text, code);
             model.prompt = Some(Prompt::Nice { pid, name, text, wrong: code == KeyCode::Enter });
         }
-        (Prompt::Signal { pid, name }, KeyCode::Char(key)) => match Signal::of(key) {
+        (Prompt::Signal { pid, name }, KeyCode::Char(key)) => match signal_of(key) {
             Some(Signal::Kill) => model.prompt = Some(Prompt::Kill { pid, name }),
             Some(signal) => return Some(Action::Signal { pid, signal }),
             None => model.prompt = Some(Prompt::Signal { pid, name }),

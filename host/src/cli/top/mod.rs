@@ -8,6 +8,7 @@
 mod batch;
 mod columns;
 mod figures;
+mod kernel;
 mod keys;
 mod model;
 mod screen;
@@ -28,8 +29,9 @@ use super::error::{Error, usage};
 use super::out::Out;
 use super::session::Signals;
 use crate::server::error::{ApiError, Code};
-pub(super) use figures::{Process, Snapshot};
-pub(super) use keys::{Action, Signal};
+pub(super) use figures::Snapshot;
+pub(super) use kernel::Kernel;
+pub(super) use keys::Action;
 use model::Model;
 use view::Theme;
 

@@ -8,10 +8,11 @@ use futures_util::stream;
 use ratatui::backend::TestBackend;
 use serde_json::Value;
 
+use super::figures::Process;
 use super::figures::tests::process;
 use super::*;
 use crate::cli::out::tests::memory;
-use crate::process::Pid;
+use crate::process::{Pid, Signal};
 
 /// A kernel that is there until it is not.
 #[derive(Default)]

@@ -184,4 +184,11 @@ mod tests {
         assert_eq!(first("attained-service", [10.0, 1.0, 1.0]), 0);
         assert_eq!(first("round-robin", [1.0, 1.0, 9.0]), 2);
     }
+
+    #[test]
+    fn every_order_of_the_configuration_is_one_of_these() {
+        let named: Vec<_> = crate::config::CallOrder::ALL.into_iter().map(crate::config::CallOrder::name).collect();
+        assert_eq!(named, NAMES);
+        assert!(NAMES.iter().all(|name| by_name(name).is_some()) && by_name("other").is_none());
+    }
 }

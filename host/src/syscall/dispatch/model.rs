@@ -107,6 +107,12 @@ impl Caller {
         }
     }
 
+    /// On whose account it asks, and with whose urgency.
+    fn claim(&self) -> llm::Claim {
+        let spec = self.spec();
+        llm::Claim { pid: spec.pid.0, program: spec.root().pid.0, standing: self.services().standing(self) }
+    }
+
     /// Asks for a reply. Where the provider is at fault the process stops where it is: a person mends what is
     /// broken and resumes it, and nothing that it did is lost.
     pub(super) async fn ask_model(&self, act: &Act, options: &Options, call: &ModelCall) -> Result<Done, Stop> {
@@ -210,7 +216,7 @@ impl Caller {
             max_tokens: options.max_tokens.map(|m| m.min(left)).or((left < QUOTA_IS_NEAR).then_some(left)),
             response_schema: call.schema.clone(),
             results,
-            claim: llm::Claim::default(),
+            claim: self.claim(),
         })
     }
 
