@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use super::queue::{Entry, PolicyKind, Queue};
+use super::queue::{Entry, Near, PolicyKind, Queue};
 use super::share::{Bounds, Claim, Place, Shares};
 
 /// Differences below this many virtual nanoseconds move no task to another worker and preempt nobody: as
@@ -227,17 +227,22 @@ impl<T: Send + 'static> Board<T> {
         self.slices.ns(self.queues[me].len() + 1)
     }
 
-    /// The head of another queue that has had less than the own head, if the difference counts.
+    /// What comes first in another queue and has had less than the own head, if the difference counts: of
+    /// all, else of the own head's group, else of its tree. Without the latter a group that is never first in
+    /// two queues at once would be served from both alike, however many of its tasks are in each.
     fn take_lagging(&self, me: usize) -> Option<Entry<T>> {
-        let mine = self.queues[me].try_head()?;
-        let others = self.queues.iter().enumerate().filter(|(w, _)| *w != me);
-        let heads = others.filter_map(|(w, q)| Some((w, q.try_head()?.lead_over(&mine))));
-        let (other, lead) = heads.min_by_key(|(_, lead)| *lead)?;
-        if lead >= -MARGIN_NS {
-            return None;
-        }
-        // It may have been taken since.
-        self.queues[other].pop_if(|policy| policy.head().is_some_and(|head| head.lead_over(&mine) < -MARGIN_NS))
+        let (mine, claim) = self.queues[me].try_head(Near::Any)?;
+        [Near::Any, Near::Group(&claim), Near::Tree(&claim)].into_iter().find_map(|near| {
+            let others = self.queues.iter().enumerate().filter(|(w, q)| *w != me && q.len() > 0);
+            let heads = others.filter_map(|(w, q)| Some((w, q.try_head(near)?.0.lead_over(&mine))));
+            let (other, lead) = heads.min_by_key(|(_, lead)| *lead)?;
+            if lead >= -MARGIN_NS {
+                return None;
+            }
+            // It may have been taken since.
+            let lags = |place: Place| place.lead_over(&mine) < -MARGIN_NS;
+            self.queues[other].pop_if(near, |policy| policy.head(near).is_some_and(|(place, _)| lags(place)))
+        })
     }
 
     /// Takes the head of the busiest other queue; it stays with this worker from then on.

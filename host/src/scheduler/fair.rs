@@ -6,21 +6,23 @@
 
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::queue::{Entry, Policy};
-use super::share::{Group, NO_SLOT, Place, Shares, Tree};
+use super::queue::{Entry, Near, Policy};
+use super::share::{Claim, Group, NO_SLOT, Place, Shares, Tree};
 
-/// One worker's tasks, each group and tree in the heap above while something of it is queued here.
+/// One worker's tasks, each group and tree in the heap above from the first task that is queued here until
+/// it comes first without any.
 pub(super) struct Fair<T> {
     worker: usize,
     shares: Arc<Shares>,
     order: BinaryHeap<Ranked<u32>>,
     groups: Slots<OfGroup>,
     trees: Slots<OfTree<T>>,
-    /// Empty heaps that keep their memory: a tree of one task comes and goes with each slice.
-    spare: Vec<BinaryHeap<Ranked<Entry<T>>>>,
+    /// Empty heaps that keep their memory: trees of one task come and go.
+    spare: Vec<TaskHeap<T>>,
     len: usize,
     /// Numbers what enters: the older one first where virtual runtimes are equal.
     entered: u64,
@@ -28,14 +30,18 @@ pub(super) struct Fair<T> {
 
 struct OfGroup {
     group: Arc<Group>,
+    /// In all its trees.
+    tasks: usize,
     /// Its trees' slots.
     order: BinaryHeap<Ranked<u32>>,
 }
 
 struct OfTree<T> {
     tree: Arc<Tree>,
-    order: BinaryHeap<Ranked<Entry<T>>>,
+    order: TaskHeap<T>,
 }
+
+type TaskHeap<T> = BinaryHeap<Ranked<Entry<T>>>;
 
 /// Something with its key. Reversed, because the standard heap gives the greatest first.
 struct Ranked<V> {
@@ -89,10 +95,6 @@ impl<V> Slots<V> {
         self.values.get_mut(slot as usize)?.as_mut()
     }
 
-    fn peek(&self, slot: u32) -> Option<&V> {
-        self.values.get(slot as usize)?.as_ref()
-    }
-
     fn free(&mut self, slot: u32) -> Option<V> {
         let value = self.values.get_mut(slot as usize)?.take();
         self.free.push(slot);
@@ -100,22 +102,16 @@ impl<V> Slots<V> {
     }
 }
 
-/// Brings a heap's head up to date.
-fn settle<V>(heap: &mut BinaryHeap<Ranked<V>>, key_of: impl Fn(&V) -> u64) {
+/// Brings a heap of slots' head up to date and gives it; `key_of` says `None` of what is to leave the heap.
+fn settle(heap: &mut BinaryHeap<Ranked<u32>>, mut key_of: impl FnMut(u32) -> Option<u64>) -> Option<u32> {
     loop {
-        // Alone it is the head, whatever its key: an account that others write to stays unread.
-        if heap.len() <= 1 {
-            return;
+        let mut head = heap.peek_mut()?;
+        match key_of(head.value) {
+            None => drop(PeekMut::pop(head)),
+            Some(key) if key <= head.key => return Some(head.value),
+            // Written through, so that the heap sifts.
+            Some(key) => head.key = key,
         }
-        let Some(mut head) = heap.peek_mut() else {
-            return;
-        };
-        let key = key_of(&head.value);
-        if key <= head.key {
-            return;
-        }
-        // Written through, so that the heap sifts.
-        head.key = key;
     }
 }
 
@@ -133,85 +129,112 @@ impl<T> Fair<T> {
         }
     }
 
-    /// The slots of the group and the tree that come first, each with its heap's head up to date.
-    fn first(&mut self) -> Option<(u32, u32)> {
-        let (groups, trees) = (&mut self.groups, &mut self.trees);
-        settle(&mut self.order, |slot| groups.peek(*slot).map_or(0, |g| g.group.vruntime()));
-        let group_slot = self.order.peek()?.value;
-        let group = groups.get(group_slot)?;
-        settle(&mut group.order, |slot| trees.peek(*slot).map_or(0, |t| t.tree.vruntime()));
-        let tree_slot = group.order.peek()?.value;
-        let tree = trees.get(tree_slot)?;
-        settle(&mut tree.order, |entry| entry.claim.vruntime());
-        Some((group_slot, tree_slot))
+    /// The slot of the group that comes first.
+    fn first_group(&mut self) -> Option<u32> {
+        let Self { worker, order, groups, trees, spare, .. } = self;
+        settle(order, |slot| {
+            let group = groups.get(slot)?;
+            if group.tasks > 0 {
+                return Some(group.group.vruntime());
+            }
+            for tree in std::mem::take(&mut group.order) {
+                free_tree(*worker, trees, spare, tree.value);
+            }
+            group.group.slots[*worker].store(NO_SLOT, Ordering::Relaxed);
+            groups.free(slot);
+            None
+        })
     }
 
-    /// The slot of a tree, which is queued along with its group if it is not yet.
-    fn slot_of(&mut self, group: &Arc<Group>, tree: &Arc<Tree>) -> u32 {
-        let found = tree.slots[self.worker].load(Ordering::Relaxed);
-        if found != NO_SLOT {
-            return found;
+    /// The slot of the tree of a group that comes first.
+    fn first_tree(&mut self, group: u32) -> Option<u32> {
+        let Self { worker, groups, trees, spare, .. } = self;
+        settle(&mut groups.get(group)?.order, |slot| {
+            let tree = trees.get(slot)?;
+            if tree.order.is_empty() {
+                free_tree(*worker, trees, spare, slot);
+                return None;
+            }
+            Some(tree.tree.vruntime())
+        })
+    }
+
+    /// The slots of the group and the tree of the task that comes first, which is its tree's head then.
+    fn first(&mut self, near: Near<'_>) -> Option<(u32, u32)> {
+        let worker = self.worker;
+        let slot_in = |slots: &[AtomicU32]| Some(slots[worker].load(Ordering::Relaxed)).filter(|s| *s != NO_SLOT);
+        let group = match near {
+            Near::Any => self.first_group()?,
+            Near::Group(claim) | Near::Tree(claim) => slot_in(&claim.group.slots)?,
+        };
+        let tree = match near {
+            Near::Any | Near::Group(_) => self.first_tree(group)?,
+            Near::Tree(claim) => slot_in(&claim.tree.slots)?,
+        };
+        let order = &mut self.trees.get(tree)?.order;
+        loop {
+            let mut head = order.peek_mut()?;
+            let key = head.value.claim.vruntime();
+            if key <= head.key {
+                return Some((group, tree));
+            }
+            head.key = key;
         }
+    }
+
+    /// The slots of a group and a tree of it, which are put into the heaps if they are not there.
+    fn slots_of(&mut self, group: &Arc<Group>, tree: &Arc<Tree>) -> (u32, u32) {
         let mut group_slot = group.slots[self.worker].load(Ordering::Relaxed);
         if group_slot == NO_SLOT {
-            group_slot = self.groups.put(OfGroup { group: Arc::clone(group), order: BinaryHeap::new() });
+            group_slot = self.groups.put(OfGroup { group: Arc::clone(group), tasks: 0, order: BinaryHeap::new() });
             group.slots[self.worker].store(group_slot, Ordering::Relaxed);
             self.order.push(Ranked { key: group.vruntime(), entered: self.entered, value: group_slot });
         }
-        let order = self.spare.pop().unwrap_or_default();
-        let tree_slot = self.trees.put(OfTree { tree: Arc::clone(tree), order });
-        tree.slots[self.worker].store(tree_slot, Ordering::Relaxed);
-        if let Some(group) = self.groups.get(group_slot) {
-            group.order.push(Ranked { key: tree.vruntime(), entered: self.entered, value: tree_slot });
-        }
-        tree_slot
-    }
-
-    /// Takes the first tree out of its group, and the group, the first too, out of the order if it was
-    /// the last one.
-    fn drop_first(&mut self, group_slot: u32, tree_slot: u32) {
-        if let Some(tree) = self.trees.free(tree_slot) {
-            tree.tree.slots[self.worker].store(NO_SLOT, Ordering::Relaxed);
-            self.spare.push(tree.order);
-        }
-        let Some(group) = self.groups.get(group_slot) else {
-            return;
-        };
-        group.order.pop();
-        if group.order.is_empty() {
-            self.order.pop();
-            if let Some(group) = self.groups.free(group_slot) {
-                group.group.slots[self.worker].store(NO_SLOT, Ordering::Relaxed);
+        let mut tree_slot = tree.slots[self.worker].load(Ordering::Relaxed);
+        if tree_slot == NO_SLOT {
+            let order = self.spare.pop().unwrap_or_default();
+            tree_slot = self.trees.put(OfTree { tree: Arc::clone(tree), order });
+            tree.slots[self.worker].store(tree_slot, Ordering::Relaxed);
+            if let Some(group) = self.groups.get(group_slot) {
+                group.order.push(Ranked { key: tree.vruntime(), entered: self.entered, value: tree_slot });
             }
         }
+        (group_slot, tree_slot)
+    }
+}
+
+fn free_tree<T>(worker: usize, trees: &mut Slots<OfTree<T>>, spare: &mut Vec<TaskHeap<T>>, slot: u32) {
+    if let Some(tree) = trees.free(slot) {
+        tree.tree.slots[worker].store(NO_SLOT, Ordering::Relaxed);
+        spare.push(tree.order);
     }
 }
 
 impl<T: Send> Policy<T> for Fair<T> {
     fn enqueue(&mut self, entry: Entry<T>) {
         self.entered += 1;
-        let slot = self.slot_of(&entry.claim.group, &entry.claim.tree);
-        if let Some(tree) = self.trees.get(slot) {
+        let (group, tree) = self.slots_of(&entry.claim.group, &entry.claim.tree);
+        if let (Some(group), Some(tree)) = (self.groups.get(group), self.trees.get(tree)) {
+            group.tasks += 1;
             tree.order.push(Ranked { key: entry.claim.vruntime(), entered: self.entered, value: entry });
             self.len += 1;
         }
     }
 
-    fn next(&mut self) -> Option<Entry<T>> {
-        let (group_slot, tree_slot) = self.first()?;
-        let tree = self.trees.get(tree_slot)?;
-        let entry = tree.order.pop()?.value;
-        if tree.order.is_empty() {
-            self.drop_first(group_slot, tree_slot);
-        }
+    fn next(&mut self, near: Near<'_>) -> Option<Entry<T>> {
+        let (group, tree) = self.first(near)?;
+        let entry = self.trees.get(tree)?.order.pop()?.value;
+        // Emptied groups and trees stay until they are first: most get their task back before.
+        self.groups.get(group)?.tasks -= 1;
         self.len -= 1;
         self.shares.picked(&entry.claim);
         Some(entry)
     }
 
-    fn head(&mut self) -> Option<Place> {
-        let (_, tree_slot) = self.first()?;
-        Some(self.trees.get(tree_slot)?.order.peek()?.value.claim.place())
+    fn head(&mut self, near: Near<'_>) -> Option<(Place, Arc<Claim>)> {
+        let (_, tree) = self.first(near)?;
+        let claim = &self.trees.get(tree)?.order.peek()?.value.claim;
+        Some((claim.place(), Arc::clone(claim)))
     }
 
     fn len(&self) -> usize {
@@ -237,7 +260,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::super::queue::Reason;
-    use super::super::share::{Bounds, Claim, TaskSpec};
+    use super::super::share::{Bounds, TaskSpec};
     use super::super::weights::Nice;
     use super::*;
     use crate::process::Pid;
@@ -268,9 +291,9 @@ mod tests {
             fair.enqueue(entry(i, &claims[i]));
         }
         // Group a has 45 and b 100; in a, tree 1 has 40 and tree 2 has 5.
-        let order: Vec<_> = std::iter::from_fn(|| fair.next()).map(|e| e.item).collect();
+        let order: Vec<_> = std::iter::from_fn(|| fair.next(Near::Any)).map(|e| e.item).collect();
         assert_eq!(order, [2, 1, 0, 3]);
-        assert!(fair.head().is_none() && fair.len() == 0);
+        assert!(fair.head(Near::Any).is_none() && fair.len() == 0);
     }
 
     #[test]
@@ -280,7 +303,7 @@ mod tests {
         for i in 0..10 {
             fair.enqueue(entry(i, &join(&shares, i as u64, "a", i as u64 % 3)));
         }
-        let order: Vec<_> = std::iter::from_fn(|| fair.next()).map(|e| e.item).collect();
+        let order: Vec<_> = std::iter::from_fn(|| fair.next(Near::Any)).map(|e| e.item).collect();
         // Tree by tree, each in order: nobody was charged in between.
         assert_eq!(order, [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]);
     }
@@ -309,13 +332,21 @@ mod tests {
                 }
                 1 => claims[rng.random_range(0..claims.len())].charge(rng.random_range(0..1_000)),
                 _ => {
-                    let place = fair.head();
-                    let Some(got) = fair.next().map(|e| e.item) else {
-                        assert!(queued.is_empty());
+                    // Among all, or in some group or tree only.
+                    let of = &claims[rng.random_range(0..claims.len())];
+                    let near = [Near::Any, Near::Any, Near::Group(of), Near::Tree(of)][rng.random_range(0..4)];
+                    let counts = |other: &usize| match near {
+                        Near::Any => true,
+                        Near::Group(of) => Arc::ptr_eq(&of.group, &claims[*other].group),
+                        Near::Tree(of) => Arc::ptr_eq(&of.tree, &claims[*other].tree),
+                    };
+                    let place = fair.head(near).map(|(place, _)| place);
+                    let Some(got) = fair.next(near).map(|e| e.item) else {
+                        assert!(!queued.iter().any(counts));
                         continue;
                     };
                     assert_eq!(place, Some(claims[got].place()));
-                    for other in &queued {
+                    for other in queued.iter().filter(|other| counts(other)) {
                         let lead = claims[got].place().lead_over(&claims[*other].place());
                         assert!(lead <= 0, "{got} came before {other}, which it is {lead} ahead of");
                     }

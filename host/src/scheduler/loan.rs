@@ -47,7 +47,7 @@ struct Edge {
 
 impl Loans {
     pub(super) fn any(&self) -> bool {
-        self.lenders.load(Ordering::Acquire) > 0
+        self.lenders.load(Ordering::SeqCst) > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, Edges> {
@@ -70,7 +70,7 @@ impl Loan {
         lender.loans.lock().to.push(Edge { loan: id, task: Arc::downgrade(&holder) });
         let mut edges = holder.loans.lock();
         edges.from.push(Edge { loan: id, task: Arc::downgrade(&lender) });
-        holder.loans.lenders.store(edges.from.len(), Ordering::Release);
+        holder.loans.lenders.store(edges.from.len(), Ordering::SeqCst);
         drop(edges);
         for task in holder.and_those_it_lends_to() {
             task.refile();
@@ -84,7 +84,7 @@ impl Drop for Loan {
         self.lender.loans.lock().to.retain(|e| e.loan != self.id);
         let mut edges = self.holder.loans.lock();
         edges.from.retain(|e| e.loan != self.id);
-        self.holder.loans.lenders.store(edges.from.len(), Ordering::Release);
+        self.holder.loans.lenders.store(edges.from.len(), Ordering::SeqCst);
         drop(edges);
         for task in self.holder.and_those_it_lends_to() {
             if task.state.get() == TaskState::Running {

@@ -13,8 +13,8 @@
 //! 1. A task is a future, one state byte (`state.rs`) and one waker, made once. At most one worker polls
 //!    it. While it is Queued, one entry with its newest ticket is in a queue or about to be pushed by who
 //!    drew that ticket. Older entries are void and are skipped when they come up.
-//! 2. A worker takes a task from its own queue; from another one, when its own is empty or the other's head
-//!    lags behind by a margin. It polls it. One poll is at most one interval; it is charged the time that
+//! 2. A worker takes a task from its own queue; from another one, when its own is empty or the other's first
+//!    task, of all or of the own head's group or tree, lags behind by a margin. It polls it. One poll is at most one interval; it is charged the time that
 //!    it took, without what other programs took of it (`meter.rs`); a slice's first one the switch too.
 //! 3. After `Pending` the state tells why. Woken during the poll: the interval is used up, the task is
 //!    runnable, and is polled again until its slice is over or it must give way; then it goes back to the

@@ -62,14 +62,25 @@ impl PolicyKind {
     }
 }
 
+/// Among which tasks of a queue one comes first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Near<'a> {
+    /// All.
+    Any,
+    /// Those of this one's group.
+    Group(&'a Claim),
+    /// Those of this one's tree.
+    Tree(&'a Claim),
+}
+
 /// An order of runnable tasks. Each worker has its own, called under a lock: it must not block.
 pub(super) trait Policy<T>: Send {
     /// Takes a task in.
     fn enqueue(&mut self, entry: Entry<T>);
-    /// Gives the task that runs next, `None` only when it holds none. Other workers call it too.
-    fn next(&mut self) -> Option<Entry<T>>;
-    /// The place of what `next` would give, to be compared with other queues' of the same kind.
-    fn head(&mut self) -> Option<Place>;
+    /// Gives the task that runs next, of all `None` only when it holds none. Other workers call it too.
+    fn next(&mut self, near: Near<'_>) -> Option<Entry<T>>;
+    /// What `next` would give: its place, to be compared with other queues' of the same kind, and claim.
+    fn head(&mut self, near: Near<'_>) -> Option<(Place, Arc<Claim>)>;
     /// How many entries it holds, void ones included.
     fn len(&self) -> usize;
 }
@@ -82,13 +93,15 @@ impl<T: Send> Policy<T> for RoundRobin<T> {
         self.0.push_back(entry);
     }
 
-    fn next(&mut self) -> Option<Entry<T>> {
-        self.0.pop_front()
+    fn next(&mut self, near: Near<'_>) -> Option<Entry<T>> {
+        // Groups and trees are nothing here.
+        if matches!(near, Near::Any) { self.0.pop_front() } else { None }
     }
 
     /// Waiting time is the place: who came first is first.
-    fn head(&mut self) -> Option<Place> {
-        self.0.front().map(|e| Place { vruntime: e.since_ns, ..Place::default() })
+    fn head(&mut self, near: Near<'_>) -> Option<(Place, Arc<Claim>)> {
+        let first = self.0.front().filter(|_| matches!(near, Near::Any))?;
+        Some((Place { vruntime: first.since_ns, ..Place::default() }, Arc::clone(&first.claim)))
     }
 
     fn len(&self) -> usize {
@@ -119,17 +132,17 @@ impl<T> Queue<T> {
     pub(super) fn swap(&self, entry: Entry<T>) -> Option<Entry<T>> {
         let mut policy = self.lock();
         policy.enqueue(entry);
-        let head = policy.next();
+        let head = policy.next(Near::Any);
         self.len.store(policy.len(), Ordering::Release);
         head
     }
 
     pub(super) fn pop(&self) -> Option<Entry<T>> {
-        self.pop_if(|_| true)
+        self.pop_if(Near::Any, |_| true)
     }
 
     /// Takes the head if `wanted` says so.
-    pub(super) fn pop_if(&self, wanted: impl FnOnce(&mut dyn Policy<T>) -> bool) -> Option<Entry<T>> {
+    pub(super) fn pop_if(&self, near: Near<'_>, wanted: impl FnOnce(&mut dyn Policy<T>) -> bool) -> Option<Entry<T>> {
         // An entry pushed after this look is not lost: its push wakes a sleeper, and whoever falls
         // asleep looks once more (idle.rs).
         if self.len() == 0 {
@@ -139,19 +152,19 @@ impl<T> Queue<T> {
         if !wanted(policy.as_mut()) {
             return None;
         }
-        let entry = policy.next();
+        let entry = policy.next(near);
         self.len.store(policy.len(), Ordering::Release);
         entry
     }
 
-    /// The head's place; `None` too if another worker has the queue right now.
-    pub(super) fn try_head(&self) -> Option<Place> {
+    /// The head's place and claim; `None` too if another worker has the queue right now.
+    pub(super) fn try_head(&self, near: Near<'_>) -> Option<(Place, Arc<Claim>)> {
         if self.len() == 0 {
             return None;
         }
         match self.policy.try_lock() {
-            Ok(mut policy) => policy.head(),
-            Err(TryLockError::Poisoned(policy)) => policy.into_inner().head(),
+            Ok(mut policy) => policy.head(near),
+            Err(TryLockError::Poisoned(policy)) => policy.into_inner().head(near),
             Err(TryLockError::WouldBlock) => None,
         }
     }

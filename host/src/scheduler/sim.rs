@@ -419,6 +419,25 @@ mod tests {
         }
     }
 
+    /// What a group has is shared over all workers too, however its trees and tasks lie in their queues.
+    #[test]
+    fn a_group_among_others_is_fair_inside() {
+        for workers in [2, 4] {
+            let mut sim = Simulation::new(workers);
+            // Nothing is in step: bursts and sleeps of all lengths.
+            let noise = Pattern::Random { burst_ns: 300_000, sleep_ns: 2 * MS };
+            sim.tasks = (0..10).map(|i| SimTask::new(&format!("t{i}"), i, noise)).collect();
+            sim.tasks.extend((10..13).map(|i| SimTask::new(&format!("t{i}"), i, Pattern::Spinner)));
+            sim.tasks.extend(spinners(51, "trees", 13));
+            sim.tasks.extend((64..115).map(|_| SimTask::new("tree", 64, Pattern::Spinner)));
+            let used = sim.run(20 * SECOND);
+            for many in [&used[13..64], &used[64..115]] {
+                let index = jain(many);
+                assert!(index >= 0.9995, "{index} on {workers}");
+            }
+        }
+    }
+
     #[test]
     fn a_tree_of_many_gets_no_more_than_a_tree_of_one() {
         let mut sim = Simulation::new(2);

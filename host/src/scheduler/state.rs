@@ -17,7 +17,9 @@
 //! Two flags lie beside it: STOP (do not poll) and KILL (drop as soon as no worker polls).
 //!
 //! Every call writes, even where the value stays the same: a wake that finds the task already
-//! notified must still hand its writes over to the poll that follows, and only a write releases.
+//! notified must still hand its writes over to the poll that follows, and only a write releases. The writes
+//! are sequentially consistent: who queues a task and who gives it a loan, or buries its worker, each write
+//! first and then look, and one of them must see the other's write.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -175,7 +177,7 @@ impl State {
         let mut seen = self.0.load(Ordering::Acquire);
         loop {
             let (next, action) = step(seen);
-            match self.0.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire) {
+            match self.0.compare_exchange_weak(seen, next, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => return action,
                 Err(now) => seen = now,
             }
