@@ -66,7 +66,7 @@ pub struct GroupConfig {
     pub tool_calls: u64,
     /// Bytes of agents' memory at once.
     pub memory: u64,
-    /// Living processes at once.
+    /// Living processes that others of the group spawned, at once.
     pub children: u64,
     /// Bytes written to the store.
     pub store_bytes: u64,
@@ -341,6 +341,8 @@ pub struct SchedulerConfig {
     pub workers: Option<usize>,
     /// Microseconds in which each runnable process should get a turn; 10 000 when absent. Slices follow from it.
     pub target_latency: Option<u64>,
+    /// Seconds after which a process that only waits leaves memory; 300 when absent.
+    pub swap_after_s: Option<u64>,
     /// The order of runnable processes.
     pub policy: RunOrder,
 }

@@ -21,9 +21,9 @@ pub struct Figure {
     pub ratio: Option<f64>,
     /// The physical bound, where there is one.
     pub limit: Option<f64>,
-    /// What `value` must not exceed.
+    /// What `value` must not exceed, or must reach.
     pub target: Option<f64>,
-    /// Whether it does not.
+    /// Whether it is kept.
     pub ok: Option<bool>,
 }
 
@@ -33,6 +33,12 @@ impl Figure {
     pub fn at_most(bench: &'static str, figure: &'static str, value: f64, unit: &'static str, target: f64) -> Self {
         let ok = Some(value <= target);
         Self { bench, figure, value, unit, baseline: None, ratio: None, limit: None, target: Some(target), ok }
+    }
+
+    /// A figure that is wanted at or above `target`.
+    #[must_use]
+    pub fn at_least(bench: &'static str, figure: &'static str, value: f64, unit: &'static str, target: f64) -> Self {
+        Self { ok: Some(value >= target), ..Self::at_most(bench, figure, value, unit, target) }
     }
 
     /// A figure that is told and has no target.

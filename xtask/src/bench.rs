@@ -11,12 +11,30 @@ use crate::step::{aok, cargo, line, root, run, step};
 
 /// The figures that have a target, by bench. A bench that does not print one of its own has failed:
 /// a figure that nobody measures must not look like one that holds.
-const TARGETS: [(&str, &[&str]); 10] = [
+const TARGETS: [(&str, &[&str]); 11] = [
     ("call", &["tool_call_ratio"]),
     ("gateway", &["gateway_overhead_ratio"]),
     ("hook", &["wasm_hook_ratio", "no_hook_allocs"]),
     ("load", &["plugins100_ready_ms", "call_last_over_first"]),
     ("mcp", &["mcp_echo_p50_ratio"]),
+    (
+        "sched",
+        &[
+            "jain_64",
+            "weights_err_pct",
+            "wake_p99_ms",
+            "dispatch_per_s",
+            "dispatch_over_fifo",
+            "flood_min_share_pct",
+            "inversion_slices",
+            "llm_mean_over_fifo",
+            "llm_p99_over_fifo",
+            "idle_rss_ratio",
+            "spawn_per_s",
+            "swapin_p99_ms",
+            "kill_p99_ms",
+        ],
+    ),
     ("slice", &["slice_switch_ratio", "slice_switch_ns"]),
     ("soak", &["soak_runs_failed", "soak_rss_growth"]),
     ("start", &["tool_ls_ms"]),

@@ -3,6 +3,7 @@
 use super::error::Error;
 use super::out::Out;
 use super::session::{Session, Signals};
+use crate::server::error::ApiError;
 
 /// Run a kernel in the foreground until a signal ends it; other commands are its clients
 #[derive(Debug, clap::Args)]
@@ -16,17 +17,22 @@ pub(super) async fn run(args: Args, session: &Session, out: &mut Out) -> Result<
     let mut signals = Signals::listen()?;
     let owner = session.serve().await?;
     let kernel = owner.kernel();
-    out.side(&format!("serving {}", session.socket().display()));
+    out.notice(&format!("serving {}", session.socket().display()), "`aok spawn` starts a process, Ctrl-C ends this");
     if !args.no_resume {
         match kernel.resume_all().await {
             Ok(0) => {}
-            Ok(1) => out.side("1 unfinished process goes on"),
-            Ok(n) => out.side(&format!("{n} unfinished processes go on")),
+            Ok(n) => out.notice(&format!("unfinished processes that go on: {n}"), "`aok ps` lists them"),
             Err(e) => out.notice("unfinished processes were not resumed", &e.to_string()),
         }
     }
     // That it is asked to end is how it ends well.
-    signals.next().await;
+    let asked = tokio::select! {
+        _ = signals.next() => true,
+        () = kernel.ended() => false,
+    };
     owner.stop(None, &mut signals, out).await;
-    Ok(())
+    match asked {
+        true => Ok(()),
+        false => Err(ApiError::internal("the kernel ended by itself; the lines above say why").into()),
+    }
 }

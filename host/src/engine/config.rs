@@ -16,7 +16,7 @@ const MEMORY_GUARD: u64 = 64 * 1024;
 const MAX_MEMORY: usize = 1 << 30;
 
 /// Instances at once: agents, and the tools that they run.
-pub(crate) const MAX_COMPONENTS: u32 = 4_000;
+pub(crate) const MAX_COMPONENTS: u32 = 12_000;
 
 /// The configuration, with the pooling allocator or without. Public for embedders that compile
 /// components ahead of time and for benches: an artefact fits only an engine of this configuration.

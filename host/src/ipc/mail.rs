@@ -6,7 +6,8 @@
 //! read once, when somebody first has to do with it, and follows every change from then on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, OnceCell};
 
@@ -42,7 +43,18 @@ impl Filter {
 #[derive(Debug)]
 pub struct Mailboxes {
     store: Store,
+    arrival: Arc<Arrival>,
     boxes: Mutex<HashMap<Pid, Arc<Mailbox>>>,
+}
+
+/// What is told of each message that arrives.
+#[derive(Default)]
+struct Arrival(OnceLock<Box<dyn Fn(Pid) + Send + Sync>>);
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Arrival")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +77,8 @@ struct Held {
 /// A message that is being sent. Shown to its receiver by [`Self::arrive`]; dropped, it was never sent.
 #[derive(Debug)]
 pub struct Delivery {
+    to: Pid,
+    arrival: Arc<Arrival>,
     mailbox: Arc<Mailbox>,
     number: u64,
     message: Option<Message>,
@@ -79,6 +93,9 @@ impl Delivery {
             held.messages.insert(self.number, message);
             drop(held);
             self.mailbox.arrived.notify_waiters();
+            if let Some(tell) = self.arrival.0.get() {
+                tell(self.to);
+            }
         }
     }
 }
@@ -108,7 +125,22 @@ fn topic_scope(group: &str, topic: &str) -> String {
 
 impl Mailboxes {
     pub(super) fn new(store: Store) -> Self {
-        Self { store, boxes: Mutex::default() }
+        Self { store, arrival: Arc::default(), boxes: Mutex::default() }
+    }
+
+    /// Has each arrival told. The first one to ask stays.
+    pub fn on_arrival(&self, tell: Box<dyn Fn(Pid) + Send + Sync>) {
+        // A kernel has one set of mailboxes.
+        let _ = self.arrival.0.set(tell);
+    }
+
+    /// Whether messages wait for a process.
+    ///
+    /// # Errors
+    /// A failing store.
+    pub async fn has_any(&self, pid: Pid) -> Result<bool, Error> {
+        let mailbox = self.open(pid).await?;
+        Ok(!lock(&mailbox.held).messages.is_empty())
     }
 
     async fn open(&self, pid: Pid) -> Result<Arc<Mailbox>, Error> {
@@ -153,7 +185,8 @@ impl Mailboxes {
         // Plain data with string keys has a JSON form.
         let value = serde_json::to_vec(&message).unwrap_or_default();
         let change = Change::StatePut { scope: scope(to), key: key(number), value, expected: None };
-        Ok(Some((change, Delivery { mailbox, number, message: Some(message) })))
+        let arrival = Arc::clone(&self.arrival);
+        Ok(Some((change, Delivery { to, arrival, mailbox, number, message: Some(message) })))
     }
 
     /// Waits for a message that the filter lets through: its arrival number, itself. It stays until it is taken.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::books::Books;
+use super::dormant::{self, Sleepers};
 use super::lock::Lock;
 use super::tree::Tree;
 use super::{Error, Follower, Inner, Kernel, Owner, lock, peers, urgency};
@@ -71,14 +72,17 @@ impl Builder {
             settling: Mutex::default(),
             resuming: Mutex::default(),
             tree: Tree::default(),
+            sleepers: Sleepers::read(&rows),
             books: Books::read(&rows, self.config.groups.clone()),
             connections: super::client::Connections::default(),
+            respec: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
             next_pid: AtomicU64::new(store.last_pid().await? + 1),
             chain: tokio::sync::Mutex::new(Chain::resume(Pid::KERNEL, head_of(&heads, Pid::KERNEL))),
             lock: Mutex::new(Some(lock)),
             follower: Mutex::default(),
             watch: Mutex::default(),
+            swapper: Mutex::default(),
         };
         create_private(&self.data.join("plugins"))?;
         let (dirs, grants) = (self.plugin_dirs(), self.grants()?);
@@ -86,6 +90,7 @@ impl Builder {
         kernel.0.services.approvals.resume().await?;
         kernel.audit("kernel-start", env!("CARGO_PKG_VERSION"), "allow", "kernel").await?;
         kernel.watch_workers();
+        kernel.watch_sleepers();
         kernel.bury_clients(&rows).await?;
         kernel.follow_plugins(dirs, notices).await;
         kernel.tell_of_itself(Hook::OnKernelStart).await;
@@ -161,6 +166,11 @@ impl Builder {
         self.config.storage.url.clone().unwrap_or_else(default)
     }
 
+    /// Seconds that a process only waits before it leaves memory.
+    pub(super) fn swap_after_s(&self) -> u64 {
+        self.config.scheduler.swap_after_s.unwrap_or(300)
+    }
+
     fn scheduler(&self) -> Result<Arc<Scheduler>, Error> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let config = &self.config.scheduler;
@@ -187,6 +197,16 @@ impl Builder {
 }
 
 impl Kernel {
+    /// Keeps idle processes out of memory from now on, and brings them back.
+    fn watch_sleepers(&self) {
+        let Some(owner) = &self.0.owner else { return };
+        let own = Arc::downgrade(&self.0);
+        let arrived = Arc::downgrade(&self.0);
+        self.0.services.ipc.mail.on_arrival(Box::new(move |to| dormant::on_message(&arrived, to)));
+        let swapper = tokio::spawn(Self::keep_swapping(own));
+        *lock(&owner.swapper) = Some(Follower(swapper.abort_handle()));
+    }
+
     /// Ends the kernel, loudly, when nobody is left to run processes. That is a bug; what is journaled is safe.
     fn watch_workers(&self) {
         let Some(owner) = &self.0.owner else { return };

@@ -294,7 +294,7 @@ impl Kernel {
             account,
             lease: None,
         };
-        let Born { process, .. } = self.adopt(life);
+        let Born { process, .. } = self.adopt(life, None);
         Ok(process)
     }
 

@@ -172,6 +172,14 @@ pub enum Error {
         /// Its reason.
         reason: String,
     },
+    /// No more agents fit into the machine's memory map.
+    #[error("{live} processes live, and there is no room for another (vm.max_map_count is {mappings})")]
+    Crowded {
+        /// How many live.
+        live: usize,
+        /// The setting.
+        mappings: u64,
+    },
     /// The engine could not be built, or refused a component.
     #[error("the engine failed: {0}")]
     Engine(String),

@@ -1,15 +1,18 @@
 //! A process's life: spawned, resumed, run, ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
 use super::builder::head_of;
+use super::dormant::{self, Entry};
 use super::{End, Error, Kernel, Live, Process, SpawnRequest, lock};
 use crate::audit::Chain;
 use crate::capability::HostGrant;
@@ -66,6 +69,7 @@ impl Kernel {
         let (counter, window) = (counter(&model.name), model.provider.window(&model.model));
         let image =
             agent.image().await.map_err(|f| Error::Engine(format!("the agent `{}`: {}", agent.name, f.message)))?;
+        self.make_room().await?;
         let pid = Pid(owner.next_pid.fetch_add(1, Ordering::Relaxed));
         let (parent, lease) = spawner.unzip();
         let spec = ProcessSpec {
@@ -101,9 +105,22 @@ impl Kernel {
         Ok(Prepared { pid, changes, life, image })
     }
 
+    /// Sees to it that the machine has room for one process more.
+    async fn make_room(&self) -> Result<(), Error> {
+        let Some((most, mappings)) = dormant::room() else { return Ok(()) };
+        let is_full = || self.live_count() as u64 >= most;
+        if is_full() {
+            self.swap_idle().await;
+        }
+        match is_full() {
+            true => Err(Error::Crowded { live: self.live_count(), mappings }),
+            false => Ok(()),
+        }
+    }
+
     /// Runs a process that is written down.
     pub(super) fn begin(&self, life: Life, image: Arc<AgentImage>) -> Result<UnboundedReceiver<Event>, Error> {
-        let Born { process, events } = self.adopt(life);
+        let Born { process, events } = self.adopt(life, None);
         let spec = process.caller.spec();
         let (agent, model, task) = (spec.agent.clone(), spec.model.clone(), spec.task.clone());
         process.caller.emit(0, EventKind::Spawned { agent, model, task });
@@ -137,10 +154,12 @@ impl Kernel {
     /// # Errors
     /// A failing store. A process that cannot be resumed is a warning.
     pub async fn resume_all(&self) -> Result<usize, Error> {
+        let owner = self.owner()?;
         let mut resumed = 0;
         for row in self.0.services.store.processes().await? {
             let left = row.exit.is_none() && row.spec.agent != CLIENT && self.live(row.spec.pid).is_none();
-            if !left || row.waiting_on.as_deref() == Some(super::signal::STOPPED) {
+            // What is out comes back by itself.
+            if !left || row.waiting_on.as_deref() == Some(super::signal::STOPPED) || owner.sleepers.has(row.spec.pid) {
                 continue;
             }
             match self.resume_one(row.spec.pid).await {
@@ -173,24 +192,48 @@ impl Kernel {
         }
         let image = self.same_image(&row.spec).await?;
         store.forgive(pid);
-        let (account, lease) = match known {
-            // This kernel's own books know it.
-            Some(live) => (Arc::clone(live.process.caller.account()), live.process.caller.leave().1),
-            None => {
-                let spawner = row.spec.ppid.and_then(|ppid| self.live(ppid));
-                let spawner = spawner.map(|l| Arc::clone(l.process.caller.account()));
-                // It lives already: the limit is for those that would come.
-                let lease = spawner.as_ref().and_then(|account| account.reserve(Resource::Children, 1).ok());
-                (owner.books.account(&row.spec, spawner), lease)
+        let slept = owner.sleepers.take(pid);
+        let (account, lease, end, watchers) = match (known, slept) {
+            (None, Some(Entry { account: Some(account), lease, watchers, end, .. })) => {
+                (account, lease, Some(end), watchers)
+            }
+            (known, slept) => {
+                let (account, lease) = self.accounts_of(&row.spec, known.as_ref())?;
+                (account, lease, slept.map(|entry| entry.end), Vec::new())
             }
         };
         let head = head_of(&store.audit_heads().await?, pid);
+        let was_out = row.state != ProcessState::Runnable;
         let life = self.life_of(row, Chain::resume(pid, head), account, lease).await?;
-        let Born { process, events } = self.adopt(life);
+        let Born { process, events } = self.adopt(life, end);
+        watchers.into_iter().for_each(|to| process.caller.subscribe(to));
         self.audit("resume", &pid.to_string(), "allow", "kernel").await?;
+        if was_out {
+            let change = Change::State(ProcessState::Runnable, None);
+            store.enqueue(Batch { pid, changes: vec![change] }).await?;
+        }
         process.caller.emit(0, EventKind::State { state: ProcessState::Runnable });
         self.run_agent(&process, image, false)?;
         Ok(events)
+    }
+
+    /// The account of a process that is resumed, and what its spawner holds for it.
+    fn accounts_of(
+        &self,
+        spec: &ProcessSpec,
+        known: Option<&Live>,
+    ) -> Result<(Arc<Account>, Option<Reservation>), Error> {
+        Ok(match known {
+            // This kernel's own books know it.
+            Some(live) => (Arc::clone(live.process.caller.account()), live.process.caller.leave().1),
+            None => {
+                let spawner = spec.ppid.and_then(|ppid| self.live(ppid));
+                let spawner = spawner.map(|l| Arc::clone(l.process.caller.account()));
+                // It lives already: the limit is for those that would come.
+                let lease = spawner.as_ref().and_then(|account| account.reserve(Resource::Children, 1).ok());
+                (self.owner()?.books.account(spec, spawner), lease)
+            }
+        })
     }
 
     /// The image that a process was spawned with.
@@ -248,6 +291,11 @@ impl Kernel {
     /// # Errors
     /// [`Error::UnknownProcess`]; [`Error::State`] if it runs under no kernel; [`Error::Suspended`].
     pub async fn wait(&self, pid: Pid) -> Result<Exit, Error> {
+        if let Some(mut end) = self.0.owner.as_ref().and_then(|owner| owner.sleepers.end_of(pid)) {
+            // It comes back and ends, or the kernel does.
+            let end = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+            return ending(pid, end);
+        }
         let Some(live) = self.live(pid) else {
             let row = self.0.services.store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
             return row.exit.ok_or_else(|| Error::State { pid, why: "is not running: resume it first".to_owned() });
@@ -261,18 +309,10 @@ impl Kernel {
         match over {
             // Whoever killed it writes its end. A shutdown does not.
             Some(scheduler::End::Dropped) if !is_closing() => drop(end.wait_for(Option::is_some).await),
-            Some(scheduler::End::Panicked(why)) => {
-                return Err(Error::Suspended { pid, why: format!("the kernel failed: {why}") });
-            }
             _ => {}
         }
         let end = live.process.end.borrow().clone();
-        match end {
-            Some(End::Exit(exit)) => Ok(exit),
-            Some(End::Suspended(why)) => Err(Error::Suspended { pid, why }),
-            Some(End::Unanswered(source)) => Err(Error::Unanswered { pid, source }),
-            None => Err(Error::Suspended { pid, why: "the kernel was shut down".to_owned() }),
-        }
+        ending(pid, end)
     }
 
     /// The events of a process that runs, from now on.
@@ -308,7 +348,7 @@ impl Kernel {
     pub async fn kill(&self, pid: Pid, reason: &str) -> Result<(), Error> {
         self.owner()?;
         let Some(live) = self.live(pid) else {
-            return self.signal_dormant(pid, Signal::Kill, reason).await;
+            return self.signal_dormant(pid, Signal::Kill, reason, None).await;
         };
         self.tell_signal(&live, Signal::Kill, reason).await;
         live.task.kill().await;
@@ -368,11 +408,13 @@ impl Kernel {
         Ok(changes)
     }
 
-    pub(super) fn adopt(&self, life: Life) -> Born {
+    /// `end`: who tells of its end, where somebody waits for that already.
+    pub(super) fn adopt(&self, life: Life, end: Option<Arc<watch::Sender<Option<End>>>>) -> Born {
         let caller = Caller::new(Arc::clone(&self.0.services), life);
         let (send, events) = unbounded_channel();
         caller.subscribe(send);
-        Born { process: Process { caller, end: Arc::new(watch::Sender::new(None)) }, events }
+        let end = end.unwrap_or_else(|| Arc::new(watch::Sender::new(None)));
+        Born { process: Process { caller, end }, events }
     }
 
     fn run_agent(&self, process: &Process, image: Arc<AgentImage>, is_new: bool) -> Result<(), Error> {
@@ -412,6 +454,13 @@ impl Kernel {
             return Err(Error::State { pid, why });
         }
         let spec = process.caller.spec();
+        let (own, run) = (process.clone(), AssertUnwindSafe(run).catch_unwind());
+        let run = async move {
+            if run.await.is_err() {
+                // What it panicked with is in the log already.
+                set_aside(&own, End::Suspended("the kernel failed while it ran it: report this".to_owned()));
+            }
+        };
         let task = owner.scheduler.add(
             &TaskSpec {
                 pid,
@@ -427,11 +476,12 @@ impl Kernel {
     }
 
     /// Gives the children that a process leaves behind to its spawner.
-    async fn give_orphans(&self, pid: Pid) {
+    pub(super) async fn give_orphans(&self, pid: Pid) {
         let Some(owner) = &self.0.owner else { return };
         let (orphans, heir) = owner.tree.remove(pid);
         for orphan in orphans {
             let store = &self.0.services.store;
+            let _respec = owner.respec.lock().await;
             let given = async {
                 store.sync_all().await;
                 let Some(row) = store.process(orphan).await? else { return Ok(()) };
@@ -493,6 +543,15 @@ impl Kernel {
             owner.connections.remove(pid);
         }
         End::Exit(exit)
+    }
+}
+
+fn ending(pid: Pid, end: Option<End>) -> Result<Exit, Error> {
+    match end {
+        Some(End::Exit(exit)) => Ok(exit),
+        Some(End::Suspended(why)) => Err(Error::Suspended { pid, why }),
+        Some(End::Unanswered(source)) => Err(Error::Unanswered { pid, source }),
+        None => Err(Error::Suspended { pid, why: "the kernel was shut down".to_owned() }),
     }
 }
 

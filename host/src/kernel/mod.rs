@@ -5,6 +5,7 @@ mod books;
 mod builder;
 mod client;
 mod doctor;
+mod dormant;
 mod error;
 mod grants;
 mod hooks;
@@ -99,8 +100,11 @@ struct Owner {
     /// Processes that are about to be resumed.
     resuming: Mutex<HashSet<Pid>>,
     tree: tree::Tree,
+    sleepers: dormant::Sleepers,
     books: books::Books,
     connections: client::Connections,
+    /// Held from reading what a process is to writing what it is to be.
+    respec: tokio::sync::Mutex<()>,
     /// Whether it is being shut down.
     closing: AtomicBool,
     next_pid: AtomicU64,
@@ -110,6 +114,8 @@ struct Owner {
     follower: Mutex<Option<Follower>>,
     /// Sees to it that a kernel without workers ends.
     watch: Mutex<Option<Follower>>,
+    /// Keeps idle processes out of memory.
+    swapper: Mutex<Option<Follower>>,
 }
 
 /// A process that this kernel runs, or has run and seen end.
@@ -176,10 +182,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// Returns when the kernel is being shut down, by whomever.
+    pub async fn ended(&self) {
+        const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+        while self.0.owner.as_ref().is_some_and(|owner| !owner.closing.load(Ordering::SeqCst)) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Stops all processes where they are (resumable), writes everything out, gives the lock back.
     pub async fn shutdown(&self) {
         if let Some(owner) = &self.0.owner {
             owner.closing.store(true, Ordering::SeqCst);
+            drop(lock(&owner.swapper).take());
+            owner.sleepers.close();
             owner.connections.close_idle(&owner.live).await;
             let all: Vec<_> = lock(&owner.live).values().cloned().collect();
             for live in all {

@@ -34,7 +34,7 @@ fn told(e: Error) -> abi::Error {
         Error::UnknownAgent { .. } | Error::UnknownProcess { .. } => Errno::NotFound,
         Error::Denied { .. } | Error::NeedsApproval { .. } => Errno::Denied,
         Error::Invalid(_) | Error::Model(_) => Errno::Invalid,
-        Error::State { .. } | Error::Suspended { .. } | Error::Unanswered { .. } => Errno::Again,
+        Error::State { .. } | Error::Suspended { .. } | Error::Unanswered { .. } | Error::Crowded { .. } => Errno::Again,
         _ => Errno::Io,
     };
     let known = match &e {
@@ -59,9 +59,10 @@ impl Peers for Household {
     async fn prepare(&self, parent: Caller, child: Child) -> Result<Newborn, abi::Error> {
         let kernel = self.kernel()?;
         let spec = parent.spec();
-        let nice = child.nice.unwrap_or(spec.nice);
-        if nice < spec.nice {
-            let why = format!("a child's nice is no lower than its spawner's: {nice} is below {}", spec.nice);
+        let own = parent.nice();
+        let nice = child.nice.unwrap_or(own);
+        if nice < own {
+            let why = format!("a child's nice is no lower than its spawner's: {nice} is below {own}");
             return Err(abi::Error::new(Errno::Denied, why));
         }
         let quota = child.quota.as_deref().map_or(Ok(ResourceQuota::STANDARD), |json| self.quota(json))?;
@@ -95,11 +96,16 @@ impl Peers for Household {
     async fn ended(&self, pid: Pid) -> Result<Exit, abi::Error> {
         let kernel = self.kernel()?;
         for _ in 0..LOOKS {
-            if kernel.live(pid).is_none() {
+            let is_out = kernel.0.owner.as_ref().is_some_and(|owner| owner.sleepers.has(pid));
+            if kernel.live(pid).is_none() && !is_out {
                 let row = kernel.0.services.store.process(pid).await.map_err(|e| told(e.into()))?;
                 let row = row.ok_or_else(|| told(Error::UnknownProcess { pid }))?;
                 if let Some(exit) = row.exit {
                     return Ok(exit);
+                }
+                if row.waiting_on.as_deref() == Some(super::signal::STOPPED) {
+                    let why = format!("process {pid} was stopped by a signal: send CONT first");
+                    return Err(abi::Error::new(Errno::Again, why));
                 }
                 match kernel.resume_one(pid).await {
                     Ok(events) => drop(events),
@@ -190,7 +196,22 @@ impl Kernel {
             return Err(Error::State { pid, why: "makes calls for a client: it is no agent".to_owned() });
         }
         check_task(&task)?;
-        let agent = self.find_agent(agent).await?;
+        // Whoever may refuse an agent's spawn may refuse that a process becomes it.
+        let spec = caller.spec();
+        let asked = SpawnRequest {
+            agent: agent.to_owned(),
+            task,
+            model: spec.model.clone(),
+            name: Some(spec.name.clone()),
+            group: Some(spec.group.clone()),
+            nice: caller.nice(),
+            mounts: spec.mounts.clone(),
+            hosts: spec.hosts.clone(),
+            yes: spec.yes,
+            quota: spec.quota,
+        };
+        let SpawnRequest { agent, task, .. } = self.before_spawn(asked).await?;
+        let agent = self.find_agent(&agent).await?;
         let image =
             agent.image().await.map_err(|f| Error::Engine(format!("the agent `{}`: {}", agent.name, f.message)))?;
         let store = &self.0.services.store;

@@ -80,7 +80,10 @@ impl Kernel {
     pub async fn unfinished(&self) -> Result<Vec<Pid>, Error> {
         let rows = self.0.services.store.processes().await?;
         let is_left = |row: &ProcessRow| {
-            row.exit.is_none() && row.spec.agent != crate::syscall::CLIENT && self.live(row.spec.pid).is_none()
+            row.exit.is_none()
+                && row.state != ProcessState::Swapped
+                && row.spec.agent != crate::syscall::CLIENT
+                && self.live(row.spec.pid).is_none()
         };
         Ok(rows.into_iter().filter(is_left).map(|row| row.spec.pid).collect())
     }
@@ -252,8 +255,11 @@ fn state_of(stored: ProcessState, exit: Option<&Exit>, live: Option<&Live>) -> P
     if exit.is_some() {
         return ProcessState::Zombie;
     }
-    // One that waited for a person when its kernel stopped still does.
-    let stopped = if stored == ProcessState::Approval { stored } else { ProcessState::Stopped };
+    // One that waited for a person when its kernel stopped still does, and one that is out comes back.
+    let stopped = match stored {
+        ProcessState::Approval | ProcessState::Swapped => stored,
+        _ => ProcessState::Stopped,
+    };
     let Some(live) = live else { return stopped };
     if matches!(*live.process.end.borrow(), Some(End::Suspended(_) | End::Unanswered(_))) {
         return stopped;

@@ -1,5 +1,6 @@
 //! Signals to processes, and what they are without their end: stopped, going on, told to finish.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use serde_json::json;
@@ -26,24 +27,13 @@ impl Kernel {
     /// [`Error::UnknownProcess`]; [`Error::State`] if it has ended; a failing store.
     pub async fn signal(&self, pid: Pid, signal: Signal, reason: &str, grace: Option<Duration>) -> Result<(), Error> {
         self.owner()?;
+        self.audit("signal", &format!("{} {pid}", signal.name()), "allow", reason.to_owned()).await?;
         let live = self.live(pid).filter(|l| !matches!(*l.process.end.borrow(), Some(End::Exit(_))));
-        let Some(live) = live else { return self.signal_dormant(pid, signal, reason).await };
+        let Some(live) = live else { return self.signal_dormant(pid, signal, reason, grace).await };
         match signal {
             Signal::Kill => self.kill(pid, reason).await,
             Signal::Term => {
-                self.tell_signal(&live, signal, reason).await;
-                let grace = grace.unwrap_or(GRACE);
-                live.process.caller.tell_to_end(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
-                let (kernel, reason) =
-                    (self.clone(), format!("{reason}, and it did not end within {} ms", grace.as_millis()));
-                tokio::spawn(async move {
-                    let mut end = live.process.end.subscribe();
-                    let is_late = tokio::time::timeout(grace, end.wait_for(Option::is_some)).await.is_err();
-                    if is_late {
-                        // It may have ended by itself in this moment.
-                        let _ = kernel.kill(pid, &reason).await;
-                    }
-                });
+                self.tell_to_end(live, reason, grace.unwrap_or(GRACE)).await;
                 Ok(())
             }
             Signal::Stop => {
@@ -59,6 +49,28 @@ impl Kernel {
                 Ok(())
             }
         }
+    }
+
+    /// Tells a process to end, and ends it when its time for that is over.
+    async fn tell_to_end(&self, live: Live, reason: &str, grace: Duration) {
+        self.tell_signal(&live, Signal::Term, reason).await;
+        live.process.caller.tell_to_end(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+        let (kernel, reason) = (self.clone(), format!("{reason}, and it did not end within {} ms", grace.as_millis()));
+        tokio::spawn(async move {
+            let mut end = live.process.end.subscribe();
+            let is_late = tokio::time::timeout(grace, end.wait_for(Option::is_some)).await.is_err();
+            if is_late {
+                kernel.kill_late(live.task.pid(), reason).await;
+            }
+        });
+    }
+
+    /// A kill whose future names no other: one that is late may be out by then, and what is out is told to end as this.
+    fn kill_late(self, pid: Pid, reason: String) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            // It may have ended by itself in this moment.
+            let _ = self.kill(pid, &reason).await;
+        })
     }
 
     async fn note_state(&self, live: &Live, state: ProcessState, waiting_on: Option<&str>) -> Result<(), Error> {
@@ -77,7 +89,21 @@ impl Kernel {
     }
 
     /// Signals a process that no kernel runs.
-    pub(super) async fn signal_dormant(&self, pid: Pid, signal: Signal, reason: &str) -> Result<(), Error> {
+    pub(super) async fn signal_dormant(
+        &self,
+        pid: Pid,
+        signal: Signal,
+        reason: &str,
+        grace: Option<Duration>,
+    ) -> Result<(), Error> {
+        let owner = self.owner()?;
+        if signal == Signal::Term && owner.sleepers.has(pid) {
+            self.wake(pid).await;
+            if let Some(live) = self.live(pid) {
+                self.tell_to_end(live, reason, grace.unwrap_or(GRACE)).await;
+                return Ok(());
+            }
+        }
         let store = &self.0.services.store;
         store.sync_all().await;
         let row = store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
@@ -86,8 +112,16 @@ impl Kernel {
         }
         match signal {
             // It has nobody to tell.
-            Signal::Kill | Signal::Term => self.bury(&row, Exit::Killed(reason.to_owned())).await,
+            Signal::Kill | Signal::Term => {
+                let exit = Exit::Killed(reason.to_owned());
+                self.bury(&row, exit.clone()).await?;
+                if let Some(entry) = owner.sleepers.take(pid) {
+                    entry.end.send_replace(Some(End::Exit(exit)));
+                }
+                Ok(())
+            }
             Signal::Stop => {
+                drop(owner.sleepers.take(pid));
                 let change = Change::State(ProcessState::Stopped, Some(STOPPED.to_owned()));
                 Ok(store.commit(Batch { pid, changes: vec![change] }).await?)
             }
@@ -107,6 +141,10 @@ impl Kernel {
         changes.extend([Change::Exit(exit), Change::Audit(audit)]);
         services.store.commit(Batch { pid, changes }).await?;
         held.iter().for_each(|lock| services.ipc.locks.give(lock, pid));
+        self.give_orphans(pid).await;
+        if row.spec.root.is_none() {
+            services.models.finished(pid.0);
+        }
         self.audit("exit", &head, status, "kernel").await
     }
 

@@ -18,6 +18,7 @@ impl Kernel {
         if !(-20..=19).contains(&nice) {
             return Err(Error::Invalid(format!("nice is -20 to 19, not {nice}")));
         }
+        let _respec = self.owner()?.respec.lock().await;
         let row = self.known(pid).await?;
         if let Some(exit) = &row.exit {
             return Err(Error::State { pid, why: format!("has ended ({})", exit.status()) });
@@ -36,7 +37,10 @@ impl Kernel {
                     .await;
                 std::iter::once(respec).chain(audit.map(Change::Audit)).collect()
             }
-            None => vec![respec],
+            None => {
+                self.audit("nice", &format!("{pid} {nice}"), "allow", "operator").await?;
+                vec![respec]
+            }
         };
         self.0.services.store.commit(Batch { pid, changes }).await?;
         if let Some(live) = live {

@@ -278,6 +278,10 @@ impl From<kernel::Error> for ApiError {
             E::Engine(_) => {
                 (Code::Engine, "run it again with `-vv`; if the machine has memory to spare, report it".to_owned())
             }
+            E::Crowded { .. } => (
+                Code::Unhealthy,
+                "raise it (sysctl -w vm.max_map_count=262144), or spawn when some have ended".to_owned(),
+            ),
             E::ReadOnly => (Code::ReadOnly, "start one with `aok run` on this data directory".to_owned()),
         };
         Self { code, message, hint }
@@ -443,6 +447,7 @@ mod tests {
         check(E::Invalid("nice is 99".into()), Code::InvalidArguments, 2, &["nice is 99"]);
         check(E::Denied { by: "guard".into(), reason: "no".into() }, Code::Denied, 3, &["guard", "no"]);
         check(E::Engine("x".into()), Code::Engine, 70, &["-vv"]);
+        check(E::Crowded { live: 9, mappings: 65_530 }, Code::Unhealthy, 5, &["9 processes", "sysctl", "65530"]);
         check(E::ReadOnly, Code::ReadOnly, 5, &["aok run"]);
         let parse = config::Error::Parse { path: "/data/aok.toml".into(), message: "fule".into() };
         check(E::Config(parse), Code::BadConfig, 2, &["/data/aok.toml", "fule"]);

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicI8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::path::Act;
 use super::peers::Family;
 use super::{Approvals, Peers, Stop, Syscall};
 use crate::audit::Chain;
@@ -109,6 +110,28 @@ pub(super) enum Activity {
     Lock(String),
 }
 
+/// A process that only waits, and what it takes to go on with that in another life.
+#[derive(Debug)]
+pub struct Dormant {
+    /// The start of its wait, for the journal; `None` where that has it.
+    pub start: Option<JournalRecord>,
+    /// When the wait is over by itself, Unix milliseconds.
+    pub until_ms: Option<u64>,
+    /// What it waits on, for people.
+    pub what: &'static str,
+    /// How long it has waited.
+    pub since: Duration,
+}
+
+/// A wait that may be long.
+#[derive(Debug)]
+struct Park {
+    start: Option<JournalRecord>,
+    until_ms: Option<u64>,
+    what: &'static str,
+    began: Instant,
+}
+
 /// What one call waits on, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
@@ -118,7 +141,7 @@ pub(super) struct Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        lock(&self.caller.0.activities).retain(|(seq, _)| *seq != self.seq);
+        lock(&self.caller.0.activities).retain(|(seq, ..)| *seq != self.seq);
     }
 }
 
@@ -150,7 +173,7 @@ struct Inner {
     /// The agent's clock: the instant of its last outcome.
     clock: Arc<AtomicU64>,
     subscribers: Mutex<Vec<UnboundedSender<Event>>>,
-    activities: Mutex<Vec<(Seq, Activity)>>,
+    activities: Mutex<Vec<(Seq, Activity, Option<Box<Park>>)>>,
     stopping: OnceLock<Stop>,
     kept: Kept,
     account: Arc<Account>,
@@ -381,14 +404,14 @@ impl Caller {
             Activity::Message => "message".to_owned(),
             Activity::Lock(name) => format!("lock {name}"),
         };
-        let names: Vec<_> = lock(&self.0.activities).iter().map(|(_, what)| name(what)).collect();
+        let names: Vec<_> = lock(&self.0.activities).iter().map(|(_, what, _)| name(what)).collect();
         (!names.is_empty()).then(|| names.join(", "))
     }
 
     /// Whether it waits for a person.
     #[must_use]
     pub fn is_parked(&self) -> bool {
-        lock(&self.0.activities).iter().any(|(_, what)| matches!(what, Activity::Approval(_)))
+        lock(&self.0.activities).iter().any(|(_, what, _)| matches!(what, Activity::Approval(_)))
     }
 
     /// Whether it makes calls for a client outside, whom nobody resumes.
@@ -398,8 +421,37 @@ impl Caller {
 
     /// Says what call `seq` waits on, until the answer is dropped.
     pub(super) fn waits_on(&self, seq: Seq, what: Activity) -> Waiting<'_> {
-        lock(&self.0.activities).push((seq, what));
+        lock(&self.0.activities).push((seq, what, None));
         Waiting { caller: self, seq }
+    }
+
+    /// As [`Self::waits_on`], for a wait that the process need not be in memory for: it ends by itself at `until_ms`.
+    pub(super) fn parks_on(&self, act: &Act, what: Activity, until_ms: Option<u64>) -> Waiting<'_> {
+        let name = match &what {
+            Activity::Timer => "timer",
+            _ => "message",
+        };
+        let start = (!act.is_recorded).then(|| act.start(self.0.spec.pid, None));
+        let park = Park { start, until_ms, what: name, began: Instant::now() };
+        lock(&self.0.activities).push((act.ticket.seq, what, Some(Box::new(park))));
+        Waiting { caller: self, seq: act.ticket.seq }
+    }
+
+    /// What the process waits on, where it only waits and can leave memory meanwhile.
+    #[must_use]
+    pub fn dormant(&self) -> Option<Dormant> {
+        if self.stopping().is_some() || self.is_client() {
+            return None;
+        }
+        match &lock(&self.0.activities)[..] {
+            [(_, _, Some(park))] => Some(Dormant {
+                start: park.start.clone(),
+                until_ms: park.until_ms,
+                what: park.what,
+                since: park.began.elapsed(),
+            }),
+            _ => None,
+        }
     }
 
     /// The pages. Never held across an await.

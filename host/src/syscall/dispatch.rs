@@ -215,8 +215,10 @@ impl Caller {
                 self.state(syscall).await
             }
             (Syscall::Sleep { ms }, _) => {
-                let _waiting = self.waits_on(act.ticket.seq, Activity::Timer);
-                tokio::time::sleep(Duration::from_millis(*ms)).await;
+                // The time that an earlier life waited counts.
+                let (left, until_ms) = act.left(*ms);
+                let _waiting = self.parks_on(act, Activity::Timer, Some(until_ms));
+                tokio::time::sleep(Duration::from_millis(left)).await;
                 Done::default()
             }
             (Syscall::Available, _) => Outcome::Tools(self.offered()).into(),

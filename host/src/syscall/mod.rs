@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use approval::{Answer as ApprovalAnswer, Approval, Approvals};
 pub(crate) use caller::share;
-pub use caller::{CLIENT, Caller, Life, Services, now_ms};
+pub use caller::{CLIENT, Caller, Dormant, Life, Services, now_ms};
 pub use peers::{Child, Newborn, Peer, Peers};
 pub use step::{Called, StepOutcome};
 
@@ -465,7 +465,7 @@ impl Syscall {
     /// same ids whatever the calls beside it did.
     fn page_ids(&self) -> u64 {
         match self {
-            Self::Append { .. } | Self::Generate(_) => 1,
+            Self::Append { .. } | Self::Generate(_) | Self::Exec { .. } => 1,
             Self::Call { page, .. } => u64::from(*page),
             _ => 0,
         }

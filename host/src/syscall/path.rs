@@ -16,6 +16,7 @@ use super::dispatch::Done;
 use super::hooks::{Gate, Held};
 use super::{Answer, Caller, Cost, Outcome, Recorded, Recording, Stop, Syscall, outward_effect};
 use crate::abi::{Effect, Errno, Error};
+use crate::process::Pid;
 use crate::storage::{self, Batch, Change, JournalRecord, LogRecord};
 
 /// What stage 1 found.
@@ -75,8 +76,8 @@ impl Caller {
             started_ms: now_ms(),
             began: Instant::now(),
             hook_fuel: AtomicU64::new(0),
+            is_recorded: false,
         };
-        let mut start_is_durable = false;
         match self.replay(&act)? {
             Replay::Done(answer) => return Ok(answer),
             Replay::Interrupted(started_ms) => {
@@ -94,7 +95,7 @@ impl Caller {
             }
             Replay::Again(started_ms) => {
                 act.started_ms = started_ms;
-                start_is_durable = true;
+                act.is_recorded = true;
             }
             Replay::New => {}
         }
@@ -119,7 +120,7 @@ impl Caller {
         };
         let holds = self.quota_reserve(&syscall, &admitted)?;
         let effect = outward_effect(&syscall, admitted.effect());
-        if effect.is_some() && !start_is_durable {
+        if effect.is_some() && !act.is_recorded {
             self.journal_start(&act, effect).await?;
         }
         let done = tokio::select! {
@@ -197,17 +198,8 @@ impl Caller {
 
     /// The second half of stage 4: the start record, and everything before it, durable.
     async fn journal_start(&self, act: &Act, effect: Option<Effect>) -> Result<(), Stop> {
-        let record = JournalRecord {
-            pid: self.spec().pid,
-            seq: act.ticket.seq,
-            call: act.name.into(),
-            request: act.request.clone(),
-            effect,
-            started_ms: act.started_ms,
-            outcome: None,
-            ended_ms: None,
-        };
-        let batch = Batch { pid: self.spec().pid, changes: vec![Change::Journal(Box::new(record))] };
+        let pid = self.spec().pid;
+        let batch = Batch { pid, changes: vec![Change::Journal(Box::new(act.start(pid, effect)))] };
         self.services().store.commit(batch).await.map_err(|e| self.store_failed(&e))
     }
 
@@ -338,11 +330,34 @@ pub(super) struct Act {
     pub(super) began: Instant,
     /// Fuel of the hooks that it asked.
     pub(super) hook_fuel: AtomicU64,
+    /// Whether the journal has its start.
+    pub(super) is_recorded: bool,
 }
 
 impl Act {
     pub(super) fn cost(&self) -> Cost {
         Cost { duration_us: u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX), ..Cost::default() }
+    }
+
+    /// Its start, for the journal.
+    pub(super) fn start(&self, pid: Pid, effect: Option<Effect>) -> JournalRecord {
+        JournalRecord {
+            pid,
+            seq: self.ticket.seq,
+            call: self.name.into(),
+            request: self.request.clone(),
+            effect,
+            started_ms: self.started_ms,
+            outcome: None,
+            ended_ms: None,
+        }
+    }
+
+    /// What is left of a time that began with it, in milliseconds, and when it is over. A clock that was set back
+    /// makes it no longer.
+    pub(super) fn left(&self, ms: u64) -> (u64, u64) {
+        let until_ms = self.started_ms.saturating_add(ms);
+        (until_ms.saturating_sub(now_ms()).min(ms), until_ms)
     }
 }
 

@@ -221,7 +221,7 @@ fn table(all: &[Measured]) -> String {
 ///
 /// # Errors
 /// The data is not there.
-pub fn run() -> Result<(Vec<Figure>, String)> {
+pub(crate) fn run() -> Result<(Vec<Figure>, String)> {
     let (train, test) = airline()?;
     let training = jobs(&train, Setup { programs: 400, seed: 0, ..Setup::default() });
     let mut all = Vec::new();

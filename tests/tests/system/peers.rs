@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agent_os_kernel::config::{Config, GroupConfig};
+use agent_os_kernel::config::{Config, GroupConfig, SchedulerConfig};
 use agent_os_kernel::hook::{Hook, HookEvent, Verdict};
 use agent_os_kernel::kernel::{Kernel, SpawnRequest};
 use agent_os_kernel::process::{Exit, Pid, ProcessState, Signal};
@@ -458,9 +458,85 @@ async fn exec_makes_a_process_another_agent_with_a_fresh_journal() {
     assert_eq!((&said[0], &said[1]["value"], &said[3]), (&json!("from the second"), &json!("second"), &json!(pid.0)));
     assert_eq!(said[5]["text"], "hello");
     let pages = kernel.context(pid).await.unwrap();
-    assert_eq!(pages.iter().filter(|p| p.region == "history").count(), 3, "pages stay and go on: {pages:?}");
+    let notes = pages.iter().filter(|p| format!("{:?}", p.kind) == "Note").count();
+    assert_eq!(notes, 2, "pages stay and go on: {pages:?}");
+    let tasks: Vec<bool> = pages.iter().filter(|p| format!("{:?}", p.kind) == "Task").map(|p| p.pinned).collect();
+    assert_eq!(tasks, [false, false, true], "the task of each, the last one pinned: {pages:?}");
     let execs = kernel.audit_tail(Some(pid), 1_000).await.unwrap().into_iter().filter(|r| r.event == "exec").count();
     assert_eq!(execs, 2);
     assert!(kernel.audit_verify().await.is_ok_and(|v| format!("{v:?}").contains("Good")));
+    kernel.shutdown().await;
+}
+
+// Swapped out whole.
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_process_leaves_memory_and_comes_back_by_a_message() {
+    let lab = Lab::new();
+    let kernel = lab.kernel().await;
+    let waiter = json!([{ "op": "append", "kind": "note", "text": "kept" }, receive(), { "op": "pages" }]);
+    let parent = json!([spawn(waiter), wait("$0")]);
+    let pid = lab.spawn(&kernel, parent).await;
+    until(&kernel, Pid(2), ProcessState::Waiting, Some("message")).await;
+    assert!(kernel.swap_out(Pid(2)).await.unwrap());
+    assert!(!kernel.swap_out(pid).await.unwrap(), "one that waits for another stays");
+    until(&kernel, Pid(2), ProcessState::Swapped, Some("message")).await;
+    let send = || json!([{ "peers": "send", "to": 2, "topic": "t", "body": "wake up" }]);
+    lab.run(&kernel, send()).await;
+    let said = answer(&kernel, pid).await;
+    let child: Value = serde_json::from_str(said[1]["success"].as_str().unwrap()).unwrap();
+    assert_eq!(child[1]["body"], "wake up");
+    assert!(child[2].to_string().contains("kept"), "{child}");
+    kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dormant_process_outlasts_the_kernel_and_its_timer_goes_on() {
+    let lab = Lab::new();
+    let kernel = lab.kernel().await;
+    let sleeper = lab.spawn(&kernel, json!([sleep(1_500), { "op": "pid" }])).await;
+    let listener = lab.spawn(&kernel, json!([receive()])).await;
+    let killed = lab.spawn(&kernel, json!([receive()])).await;
+    for (pid, on) in [(sleeper, "timer"), (listener, "message"), (killed, "message")] {
+        until(&kernel, pid, ProcessState::Waiting, Some(on)).await;
+        assert!(kernel.swap_out(pid).await.unwrap());
+    }
+    kernel.shutdown().await;
+    let began = std::time::Instant::now();
+    let kernel = lab.kernel().await;
+    assert_eq!(kernel.resume_all().await.unwrap(), 0, "what is out comes back by itself");
+    assert_eq!(state(&kernel, listener).await.unwrap().0, ProcessState::Swapped);
+    assert_eq!(answer(&kernel, sleeper).await, json!([null, sleeper.0]));
+    assert!(began.elapsed() < PATIENCE);
+    // A message finds it after the restart, and a signal too.
+    lab.run(&kernel, json!([{ "peers": "send", "to": listener.0, "topic": "t", "body": "late" }])).await;
+    assert_eq!(answer(&kernel, listener).await[0]["body"], "late");
+    kernel.signal(killed, Signal::Term, "enough", None).await.unwrap();
+    failed(&answer(&kernel, killed).await[0], "interrupted", &["told to end"]);
+    assert!(kernel.audit_verify().await.is_ok_and(|v| format!("{v:?}").contains("Good")));
+    kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_only_wait_are_swapped_out_by_age() {
+    let lab = Lab::new();
+    let scheduler = SchedulerConfig { swap_after_s: Some(0), ..SchedulerConfig::default() };
+    let kernel = lab.kernel_with(Config { scheduler, ..Config::default() }).await;
+    let idle = lab.spawn(&kernel, json!([receive(), receive()])).await;
+    until(&kernel, idle, ProcessState::Swapped, None).await;
+    for _ in 0..2 {
+        lab.run(&kernel, json!([{ "peers": "send", "to": idle.0, "topic": "t", "body": "x" }])).await;
+    }
+    answer(&kernel, idle).await;
+    kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_ends_with_who_would_answer_it() {
+    let lab = Lab::new();
+    let kernel = lab.kernel().await;
+    let ask = json!({ "peers": "request", "to": "$0", "topic": "q", "body": "" });
+    let said = lab.run(&kernel, json!([spawn(json!([receive()])), ask])).await;
+    failed(&said[1], "not-found", &["process 2 ended (success) before it answered"]);
     kernel.shutdown().await;
 }

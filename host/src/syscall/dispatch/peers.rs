@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Done, MAX_SLEEP_MS};
+use super::{Done, MAX_SLEEP_MS, context_error};
 use crate::abi::{Errno, Error};
+use crate::context::NewPage;
 use crate::ipc::{self, Delivery, Filter, Lock, Mailboxes};
 use crate::process::{Exit, Input, Message, Pid, Signal};
+use crate::storage::{Change, PageKind};
 use crate::syscall::caller::Activity;
 use crate::syscall::path::Act;
 use crate::syscall::peers::{Child, Family, Peer};
@@ -153,14 +155,16 @@ impl Caller {
     async fn publish(&self, act: &Act, topic: &str, body: &Input) -> Result<Done, Error> {
         let (mail, own) = (&self.services().ipc.mail, self.spec().pid);
         let subscribed = mail.subscribers(&self.spec().group, topic).await.map_err(store_error)?;
-        let mut to = Vec::new();
+        let (mut to, mut gone) = (Vec::new(), Vec::new());
         for pid in subscribed.into_iter().filter(|pid| *pid != own) {
-            // One that ended without a word is no subscriber.
-            if self.peer(pid).await.is_ok_and(|peer| peer.exit.is_none()) {
-                to.push(pid);
+            // One that ended without a word is no subscriber any more.
+            match self.peer(pid).await {
+                Ok(peer) if peer.exit.is_none() => to.push(pid),
+                _ => gone.push(Mailboxes::subscribe(&self.spec().group, topic, pid, false)),
             }
         }
-        let sent = self.send(act, &to, topic, body, None).await?;
+        let mut sent = self.send(act, &to, topic, body, None).await?;
+        sent.changes.extend(gone);
         Ok(Done { outcome: Outcome::Number(to.len() as u64), ..sent })
     }
 
@@ -173,11 +177,28 @@ impl Caller {
     ) -> Result<Done, Error> {
         let (ipc, own) = (&self.services().ipc, self.spec().pid);
         let _wait = from.map(|from| ipc.waits.begin(own, from)).transpose().map_err(|e| cycle(&e))?;
-        let _activity = self.waits_on(act.ticket.seq, Activity::Message);
-        let Some(found) = within(timeout_ms, ipc.mail.next(own, filter)).await else {
+        let (left, until_ms) = timeout_ms.map(|ms| act.left(ms)).unzip();
+        let _activity = match from {
+            // Whom it waits for has its claim as long as it is here.
+            Some(_) => self.waits_on(act.ticket.seq, Activity::Message),
+            None => self.parks_on(act, Activity::Message, until_ms),
+        };
+        let message = async {
+            let arrives = ipc.mail.next(own, filter);
+            match from {
+                None => arrives.await.map_err(store_error),
+                // What has ended answers no more, but it may have.
+                Some(from) => tokio::select! {
+                    biased;
+                    found = arrives => found.map_err(store_error),
+                    ended = self.ended(from) => Err(ended),
+                },
+            }
+        };
+        let Some(found) = within(left, message).await else {
             return Ok(Outcome::Message(None).into());
         };
-        let (number, message) = found.map_err(store_error)?;
+        let (number, message) = found?;
         let done = Done {
             outcome: Outcome::Message(Some(message)),
             changes: vec![Mailboxes::delete(own, number)],
@@ -185,6 +206,20 @@ impl Caller {
         };
         let caller = self.clone();
         Ok(done.then(move || caller.services().ipc.mail.taken(own, number)))
+    }
+
+    /// Returns when a process from which an answer is wanted has ended.
+    async fn ended(&self, from: Pid) -> Error {
+        let end = match self.family() {
+            Ok(family) => outside(async move { family.ended(from).await }).await,
+            Err(e) => return e,
+        };
+        match end {
+            Ok(exit) => {
+                Error::new(Errno::NotFound, format!("process {from} ended ({}) before it answered", exit.status()))
+            }
+            Err(e) => e,
+        }
     }
 
     fn lock_named(&self, name: &str) -> Lock {
@@ -222,8 +257,17 @@ impl Caller {
         let (family, caller) = (self.family()?, self.clone());
         let (agent, task, input) = (agent.to_owned(), task.to_owned(), input.clone());
         let spec = outside(async move { family.become_agent(caller, agent, task, input).await }).await?;
-        let changes =
-            vec![crate::storage::Change::Respec(Box::new(spec)), crate::storage::Change::Forget(act.ticket.seq)];
+        let mut changes = vec![Change::Forget(act.ticket.seq)];
+        let mut pages = self.pages();
+        let old: Vec<u64> =
+            pages.pages().filter(|p| p.page.kind == PageKind::Task && p.page.meta.pinned).map(|p| p.page.id).collect();
+        for id in old {
+            changes.push(Change::PageMeta(id, pages.pin(id, false).map_err(context_error)?));
+        }
+        let task = NewPage { pinned: true, importance: Some(1.0), ..self.new_page(act, PageKind::Task, spec.task.clone()) };
+        changes.push(Change::Page(Box::new(pages.append(task).map_err(context_error)?)));
+        changes.push(Change::Respec(Box::new(spec)));
+        drop(pages);
         Ok(Done { changes, ..Done::default() })
     }
 }
