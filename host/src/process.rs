@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::capability::HostGrant;
-use crate::quota::ResourceQuota;
+use crate::quota::{OnQuota, ResourceQuota};
 
 /// A process id. They start at 1 and are never reused; 0 is the kernel itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -143,6 +143,9 @@ pub struct ProcessSpec {
     pub yes: bool,
     /// Its limits.
     pub quota: ResourceQuota,
+    /// What becomes of it when one is used up.
+    #[serde(default, skip_serializing_if = "OnQuota::is_usual")]
+    pub on_quota: OnQuota,
     /// Seed of its random sources.
     pub seed: u64,
     /// Unix milliseconds.
@@ -178,6 +181,7 @@ impl ProcessSpec {
             hosts: Vec::new(),
             yes: false,
             quota: ResourceQuota::STANDARD,
+            on_quota: OnQuota::End,
             seed: 1,
             created_ms: 1,
         }

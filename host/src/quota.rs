@@ -126,6 +126,57 @@ pub struct ResourceQuota {
     pub store_bytes: u64,
 }
 
+/// What becomes of a process that has used up a quota.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnQuota {
+    /// It ends, with the status `over-quota`.
+    #[default]
+    End,
+    /// It stops where it is, and goes on when it is resumed with more.
+    Suspend,
+}
+
+impl OnQuota {
+    /// Whether it is what happens where nothing else is said.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        *self == Self::End
+    }
+}
+
+/// Limits of a process that is resumed; those that are `None` stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Raise {
+    /// Fuel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fuel: Option<u64>,
+    /// Tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Micro-USD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_usd: Option<u64>,
+    /// Milliseconds alive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wall_ms: Option<u64>,
+}
+
+impl Raise {
+    /// The limits that `quota` becomes.
+    #[must_use]
+    pub fn over(self, quota: ResourceQuota) -> ResourceQuota {
+        ResourceQuota {
+            fuel: self.fuel.unwrap_or(quota.fuel),
+            tokens: self.tokens.unwrap_or(quota.tokens),
+            micro_usd: self.micro_usd.unwrap_or(quota.micro_usd),
+            wall_ms: self.wall_ms.unwrap_or(quota.wall_ms),
+            ..quota
+        }
+    }
+}
+
 /// For records that an older aok wrote.
 mod standard {
     use super::ResourceQuota;

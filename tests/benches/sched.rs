@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result};
 
 const BENCH: &str = "sched";
 
+#[allow(clippy::print_stderr, reason = "the table is for people; figures go to stdout")]
 fn main() -> Result<()> {
     if let Ok(part) = std::env::var(kernel::PART) {
         return kernel::run_part(&part);

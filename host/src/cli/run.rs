@@ -11,7 +11,7 @@ use super::session::{Session, Signals};
 use super::{diff, input};
 use crate::capability::HostGrant;
 use crate::process::{Event, EventKind, Mount, Pid};
-use crate::quota::ResourceQuota;
+use crate::quota::{OnQuota, Raise, ResourceQuota};
 use crate::server::Lines;
 use crate::server::error::{ApiError, Code};
 use crate::server::wire::{Request, Spawn, Spawned};
@@ -22,11 +22,11 @@ use crate::server::wire::{Request, Spawn, Spawned};
 pub(super) struct Args {
     #[command(flatten)]
     spawn: SpawnArgs,
-    /// Continue an unfinished process; everything else about it is as it was
+    /// Continue an unfinished process, with other limits where they are given; everything else about it is as it was
     #[arg(
         long,
         value_name = "PID",
-        conflicts_with_all = ["agent", "task", "model", "dirs", "direct", "hosts", "name", "nice", "group", "max_fuel", "max_tokens", "max_usd", "timeout"]
+        conflicts_with_all = ["agent", "task", "model", "dirs", "direct", "hosts", "name", "nice", "group", "on_quota"]
     )]
     resume: Option<u64>,
 }
@@ -73,15 +73,30 @@ pub(super) struct SpawnArgs {
     /// Most time alive: 30s, 5m, 1h30m
     #[arg(long, value_name = "TIME", value_parser = input::duration)]
     timeout: Option<Duration>,
+    /// What becomes of it when a limit is used up; `suspend`: it goes on with `run --resume PID --max-… N`
+    #[arg(long, value_name = "end|suspend", default_value = "end", value_parser = on_quota)]
+    on_quota: OnQuota,
     /// Say yes to all that a hook asks a person about
     #[arg(long)]
     yes: bool,
 }
 
+fn on_quota(text: &str) -> Result<OnQuota, String> {
+    match text {
+        "end" => Ok(OnQuota::End),
+        "suspend" => Ok(OnQuota::Suspend),
+        _ => Err("`end` or `suspend` is needed".to_owned()),
+    }
+}
+
 impl Args {
     fn request(self) -> Result<Request, Error> {
         match self.resume {
-            Some(pid) => Ok(Request::Resume { pid: Pid(pid) }),
+            Some(pid) => {
+                let SpawnArgs { max_fuel: fuel, max_tokens: tokens, max_usd: micro_usd, timeout, .. } = self.spawn;
+                let wall_ms = timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+                Ok(Request::Resume { pid: Pid(pid), raise: Raise { fuel, tokens, micro_usd, wall_ms } })
+            }
             None => self.spawn.spawn().map(Request::Run),
         }
     }
@@ -106,6 +121,7 @@ impl SpawnArgs {
             mounts: input::mounts(self.dirs, self.direct)?,
             hosts: self.hosts,
             yes: self.yes,
+            on_quota: self.on_quota,
             quota: ResourceQuota {
                 fuel: self.max_fuel.unwrap_or(standard.fuel),
                 tokens: self.max_tokens.unwrap_or(standard.tokens),
@@ -322,7 +338,7 @@ pub(super) fn finished(
     let hint = match code {
         Code::ScriptExhausted => "add a reply to the script".to_owned(),
         Code::ScriptMismatch => "correct the script's line, or what the agent was asked".to_owned(),
-        Code::Quota => "give a larger `--max-…` or `--timeout` and run it again".to_owned(),
+        Code::Quota => "give a larger `--max-…` or `--timeout` and run it again, or `--on-quota suspend`".to_owned(),
         _ => format!("`aok logs {pid}` and `aok audit tail {pid}` show what it did"),
     };
     Err(ApiError::new(code, format!("process {pid} ended with {status}: {why}"), hint).into())
@@ -390,6 +406,7 @@ mod tests {
             mounts: vec![],
             hosts: vec!["example.com".parse().unwrap(), "[::1]:80".parse().unwrap()],
             yes: false,
+            on_quota: OnQuota::End,
             quota,
         };
         assert_eq!(s, expected);
@@ -419,7 +436,12 @@ mod tests {
         let twice = parse(&["--task", "x", "--dir", ".", "--dir", ".:rw"]).unwrap().request().unwrap_err();
         assert_eq!(twice.exit(), 2);
         assert_eq!(parse(&["--task", "  "]).unwrap().request().unwrap_err().exit(), 2);
-        assert_eq!(parse(&["--resume", "3"]).unwrap().request().unwrap(), Request::Resume { pid: Pid(3) });
+        assert_eq!(
+            parse(&["--resume", "3"]).unwrap().request().unwrap(),
+            Request::Resume { pid: Pid(3), raise: Raise::default() }
+        );
+        let more = parse(&["--resume", "3", "--max-tokens", "9"]).unwrap().request().unwrap();
+        assert_eq!(more, Request::Resume { pid: Pid(3), raise: Raise { tokens: Some(9), ..Raise::default() } });
     }
 
     fn exit(status: &str, answer: Option<&str>, message: Option<&str>) -> String {

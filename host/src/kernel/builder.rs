@@ -217,7 +217,7 @@ impl Kernel {
                 "every worker of the run queue died of a bug: the kernel ends, and its processes can be resumed"
             );
             if let Some(inner) = inner.upgrade() {
-                Box::pin(Kernel(inner).shutdown()).await;
+                Box::pin(Self(inner).shutdown()).await;
             }
         });
         *lock(&owner.watch) = Some(Follower(watch.abort_handle()));
@@ -234,7 +234,7 @@ impl Kernel {
 }
 
 /// The head of one chain.
-pub(super) fn head_of(heads: &[(Pid, Head)], pid: Pid) -> Option<Head> {
+fn head_of(heads: &[(Pid, Head)], pid: Pid) -> Option<Head> {
     heads.iter().find(|(p, _)| *p == pid).map(|(_, head)| head.clone())
 }
 

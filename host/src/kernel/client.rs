@@ -17,7 +17,7 @@ use crate::audit::Chain;
 use crate::capability::{Needs, Rights};
 use crate::context::PageManager;
 use crate::process::{Exit, Input, Pid, ProcessSpec, Usage};
-use crate::quota::ResourceQuota;
+use crate::quota::{OnQuota, ResourceQuota};
 use crate::storage::{Batch, Change};
 use crate::syscall::{Answer, CLIENT, Caller, Life, Outcome, Stop, Syscall, now_ms};
 
@@ -184,6 +184,7 @@ fn client_spec(pid: Pid, name: String, rights: Rights) -> ProcessSpec {
         hosts: rights.hosts,
         yes: false,
         quota: ResourceQuota::STANDARD,
+        on_quota: OnQuota::End,
         seed: rand::random(),
         created_ms: now_ms(),
     }

@@ -11,10 +11,9 @@ use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
-use super::builder::head_of;
 use super::dormant::{self, Entry};
 use super::{End, Error, Kernel, Live, Process, SpawnRequest, lock};
-use crate::audit::Chain;
+use crate::audit::{Chain, Head};
 use crate::capability::HostGrant;
 use crate::context::tokens::Counter;
 use crate::context::{NewPage, PageManager};
@@ -22,7 +21,7 @@ use crate::engine::{AgentImage, Ended};
 use crate::hook::Hook;
 use crate::hook::subject;
 use crate::process::{Event, EventKind, Exit, Input, Mount, Pid, ProcessSpec, ProcessState, Signal, Usage};
-use crate::quota::{Account, Limits, Reservation, Resource};
+use crate::quota::{Account, Limits, OnQuota, Raise, Reservation, Resource, ResourceQuota};
 use crate::registry::Agent;
 use crate::scheduler::{self, Nice, TaskSpec};
 use crate::storage::{Batch, Change, PageKind, ProcessRow};
@@ -30,6 +29,9 @@ use crate::syscall::{CLIENT, Caller, Life, now_ms};
 
 /// Pages that a spawn makes: system, tools, task.
 const HEAD_PAGES: u64 = 3;
+
+/// How the store says that a process has used up a quota: the next kernel does not resume it by itself.
+const QUOTA: &str = "quota ";
 
 /// Longest task and name, in bytes.
 const MAX_TASK: usize = 1 << 20;
@@ -47,7 +49,10 @@ impl Kernel {
     pub async fn spawn(&self, request: SpawnRequest) -> Result<(Pid, UnboundedReceiver<Event>), Error> {
         let Prepared { pid, changes, life, image } = self.prepare(request, Input::default(), None).await?;
         self.0.services.store.commit(Batch { pid, changes }).await?;
-        Ok((pid, self.begin(life, image)?))
+        let Born { process, events } = self.born(life);
+        process.caller.tell_spawned().await;
+        self.run_agent(&process, image, false)?;
+        Ok((pid, events))
     }
 
     /// Makes a process ready: all but writing it down and running it.
@@ -89,6 +94,7 @@ impl Kernel {
             hosts: request.hosts,
             yes: request.yes,
             quota: request.quota,
+            on_quota: request.on_quota,
             seed: rand::random(),
             created_ms: now_ms(),
         };
@@ -118,14 +124,18 @@ impl Kernel {
         }
     }
 
-    /// Runs a process that is written down.
-    pub(super) fn begin(&self, life: Life, image: Arc<AgentImage>) -> Result<UnboundedReceiver<Event>, Error> {
-        let Born { process, events } = self.adopt(life, None);
-        let spec = process.caller.spec();
-        let (agent, model, task) = (spec.agent.clone(), spec.model.clone(), spec.task.clone());
-        process.caller.emit(0, EventKind::Spawned { agent, model, task });
-        self.run_agent(&process, image, true)?;
-        Ok(events)
+    /// Runs a child that is on its way to the store.
+    pub(super) fn begin(&self, life: Life, image: Arc<AgentImage>) -> Result<(), Error> {
+        self.run_agent(&self.born(life).process, image, true)
+    }
+
+    fn born(&self, life: Life) -> Born {
+        let born = self.adopt(life, None);
+        let caller = &born.process.caller;
+        let (agent, model, task) =
+            (caller.spec().agent.clone(), caller.spec().model.clone(), caller.spec().task.clone());
+        caller.emit(0, EventKind::Spawned { agent, model, task });
+        born
     }
 
     /// Continues an unfinished process from its journal.
@@ -159,7 +169,9 @@ impl Kernel {
         for row in self.0.services.store.processes().await? {
             let left = row.exit.is_none() && row.spec.agent != CLIENT && self.live(row.spec.pid).is_none();
             // What is out comes back by itself.
-            if !left || row.waiting_on.as_deref() == Some(super::signal::STOPPED) || owner.sleepers.has(row.spec.pid) {
+            let waiting_on = row.waiting_on.as_deref().unwrap_or_default();
+            let is_held = waiting_on == super::signal::STOPPED || waiting_on.starts_with(QUOTA);
+            if !left || is_held || owner.sleepers.has(row.spec.pid) {
                 continue;
             }
             match self.resume_one(row.spec.pid).await {
@@ -168,6 +180,45 @@ impl Kernel {
             }
         }
         Ok(resumed)
+    }
+
+    /// Gives an unfinished process that does not run other limits.
+    ///
+    /// # Errors
+    /// [`Error::UnknownProcess`]; [`Error::State`] if it has ended or runs; [`Error::Invalid`] for a limit of 0; a
+    /// failing store.
+    pub async fn raise(&self, pid: Pid, raise: Raise) -> Result<(), Error> {
+        if raise == Raise::default() {
+            return Ok(());
+        }
+        let _respec = self.owner()?.respec.lock().await;
+        let row = self.known(pid).await?;
+        if let Some(exit) = &row.exit {
+            return Err(Error::State { pid, why: format!("has ended ({}): spawn another", exit.status()) });
+        }
+        if self.live(pid).is_some_and(|live| live.process.end.borrow().is_none()) {
+            return Err(Error::State { pid, why: "is running: its limits are what they are".to_owned() });
+        }
+        let spec = ProcessSpec { quota: raise.over(row.spec.quota), ..row.spec };
+        check_quota(&spec.quota)?;
+        let limits = serde_json::to_string(&raise).unwrap_or_default(); // plain data has a JSON form
+        self.audit("quota", &format!("{pid} {limits}"), "allow", "operator").await?;
+        if let Some(live) = self.live(pid) {
+            live.process.caller.account().set_limits(&spec.quota);
+        }
+        Ok(self.0.services.store.commit(Batch { pid, changes: vec![Change::Respec(Box::new(spec))] }).await?)
+    }
+
+    /// Leaves a process where it is that has used up a quota, until it is resumed with more.
+    async fn park(&self, process: &Process, why: String) {
+        let pid = process.caller.spec().pid;
+        let usage = process.caller.usage();
+        let changes = vec![Change::Usage(usage), Change::State(ProcessState::Stopped, Some(format!("{QUOTA}{why}")))];
+        if let Err(e) = self.0.services.store.commit(Batch { pid, changes }).await {
+            tracing::warn!(pid = pid.0, "the store does not tell why it was stopped: {e}");
+        }
+        let raise = "resume it with more, as `aok run --resume PID --max-tokens N`";
+        set_aside(process, End::Suspended(format!("its quota is used up ({why}); {raise}")));
     }
 
     /// [`Self::resume`] without its children.
@@ -202,7 +253,7 @@ impl Kernel {
                 (account, lease, slept.map(|entry| entry.end), Vec::new())
             }
         };
-        let head = head_of(&store.audit_heads().await?, pid);
+        let head = self.chain_head(pid).await?;
         let was_out = row.state != ProcessState::Runnable;
         let life = self.life_of(row, Chain::resume(pid, head), account, lease).await?;
         let Born { process, events } = self.adopt(life, end);
@@ -215,6 +266,12 @@ impl Kernel {
         process.caller.emit(0, EventKind::State { state: ProcessState::Runnable });
         self.run_agent(&process, image, false)?;
         Ok(events)
+    }
+
+    /// Where a process's audit chain ends. The store refuses what does not follow its own head.
+    pub(super) async fn chain_head(&self, pid: Pid) -> Result<Option<Head>, Error> {
+        let last = self.0.services.store.audit_tail(Some(pid), 1).await?.pop();
+        Ok(last.map(|record| Head { seq: record.seq, hash: record.hash }))
     }
 
     /// The account of a process that is resumed, and what its spawner holds for it.
@@ -417,6 +474,7 @@ impl Kernel {
         Born { process: Process { caller, end }, events }
     }
 
+    /// `is_new`: the hooks have not been told of it.
     fn run_agent(&self, process: &Process, image: Arc<AgentImage>, is_new: bool) -> Result<(), Error> {
         let (kernel, own) = (self.clone(), process.clone());
         self.start(process, async move {
@@ -437,6 +495,9 @@ impl Kernel {
                 own.caller.tell_quota(limit, message).await;
             }
             match exit_of(ended) {
+                End::Exit(Exit::OverQuota(why)) if own.caller.spec().on_quota == OnQuota::Suspend => {
+                    kernel.park(&own, why).await;
+                }
                 End::Exit(exit) => drop(kernel.conclude(&own, exit).await),
                 aside => set_aside(&own, aside),
             }
@@ -660,18 +721,7 @@ pub(super) fn check_task(task: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_request(request: &SpawnRequest) -> Result<(), Error> {
-    let invalid = |message: String| Err(Error::Invalid(message));
-    check_task(&request.task)?;
-    for (what, name) in [("name", &request.name), ("group", &request.group)] {
-        if name.as_ref().is_some_and(|n| n.is_empty() || n.len() > MAX_NAME || n.chars().any(char::is_control)) {
-            return invalid(format!("a {what} has 1 to {MAX_NAME} bytes and no control characters"));
-        }
-    }
-    if !(-20..=19).contains(&request.nice) {
-        return invalid(format!("nice is -20 to 19, not {}", request.nice));
-    }
-    let q = &request.quota;
+fn check_quota(q: &ResourceQuota) -> Result<(), Error> {
     for (name, value) in [
         ("fuel", q.fuel),
         ("tokens", q.tokens),
@@ -683,9 +733,25 @@ fn check_request(request: &SpawnRequest) -> Result<(), Error> {
         ("store bytes", q.store_bytes),
     ] {
         if value == 0 {
-            return invalid(format!("a limit of 0 {name} allows nothing: give a positive number"));
+            let why = format!("a limit of 0 {name} allows nothing: give a positive number");
+            return Err(Error::Invalid(why));
         }
     }
+    Ok(())
+}
+
+fn check_request(request: &SpawnRequest) -> Result<(), Error> {
+    let invalid = |message: String| Err(Error::Invalid(message));
+    check_task(&request.task)?;
+    for (what, name) in [("name", &request.name), ("group", &request.group)] {
+        if name.as_ref().is_some_and(|n| n.is_empty() || n.len() > MAX_NAME || n.chars().any(char::is_control)) {
+            return invalid(format!("a {what} has 1 to {MAX_NAME} bytes and no control characters"));
+        }
+    }
+    if !(-20..=19).contains(&request.nice) {
+        return invalid(format!("nice is -20 to 19, not {}", request.nice));
+    }
+    check_quota(&request.quota)?;
     if request.hosts.len() > MAX_HOSTS {
         return invalid(format!(
             "{} hosts are granted, the most is {MAX_HOSTS}: grant a network or `*.DOMAIN`",

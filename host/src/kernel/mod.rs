@@ -41,7 +41,7 @@ use crate::capability::HostGrant;
 use crate::grants::Grants;
 use crate::hook::Hook;
 use crate::process::{Exit, Mount, Pid};
-use crate::quota::ResourceQuota;
+use crate::quota::{OnQuota, ResourceQuota};
 use crate::registry::Registry;
 use crate::scheduler::{Scheduler, TaskHandle};
 use crate::storage::{Batch, Change};
@@ -70,6 +70,8 @@ pub struct SpawnRequest {
     pub yes: bool,
     /// Limits.
     pub quota: ResourceQuota,
+    /// What becomes of it when one is used up.
+    pub on_quota: OnQuota,
 }
 
 /// A running kernel, or a reader of one's store. Cheap to clone; [`Kernel::shutdown`] ends it.

@@ -34,7 +34,9 @@ fn told(e: Error) -> abi::Error {
         Error::UnknownAgent { .. } | Error::UnknownProcess { .. } => Errno::NotFound,
         Error::Denied { .. } | Error::NeedsApproval { .. } => Errno::Denied,
         Error::Invalid(_) | Error::Model(_) => Errno::Invalid,
-        Error::State { .. } | Error::Suspended { .. } | Error::Unanswered { .. } | Error::Crowded { .. } => Errno::Again,
+        Error::State { .. } | Error::Suspended { .. } | Error::Unanswered { .. } | Error::Crowded { .. } => {
+            Errno::Again
+        }
         _ => Errno::Io,
     };
     let known = match &e {
@@ -81,6 +83,7 @@ impl Peers for Household {
             hosts: spec.hosts.clone(),
             yes: spec.yes,
             quota,
+            on_quota: spec.on_quota,
         };
         let prepared = kernel.prepare(request, child.input, Some((&parent, lease))).await.map_err(told)?;
         let Prepared { pid, changes, life, image } = prepared;
@@ -160,9 +163,8 @@ impl Peers for Household {
 fn quota_of(json: &str) -> Result<ResourceQuota, String> {
     let asked: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(json).map_err(|e| format!("is no JSON object: {e}"))?;
-    let mut all = match serde_json::to_value(ResourceQuota::STANDARD) {
-        Ok(serde_json::Value::Object(all)) => all,
-        _ => return Err("cannot be read".to_owned()),
+    let Ok(serde_json::Value::Object(mut all)) = serde_json::to_value(ResourceQuota::STANDARD) else {
+        return Err("cannot be read".to_owned());
     };
     for (key, value) in asked {
         if !all.contains_key(&key) {
@@ -209,6 +211,7 @@ impl Kernel {
             hosts: spec.hosts.clone(),
             yes: spec.yes,
             quota: spec.quota,
+            on_quota: spec.on_quota,
         };
         let SpawnRequest { agent, task, .. } = self.before_spawn(asked).await?;
         let agent = self.find_agent(&agent).await?;

@@ -9,7 +9,7 @@ use super::info::{AgentInfo, AuditVerdict, PageInfo, ProcessInfo, ToolInfo};
 use super::{End, Error, Kernel, Live, lock};
 use crate::audit::{self, Fault, Record};
 use crate::context::{PageManager, Placement};
-use crate::metrics::Gauges;
+use crate::metrics::{Gauges, Times};
 use crate::process::{Exit, Pid, ProcessState};
 use crate::scheduler::TaskState;
 use crate::storage::{LogRecord, ProcessRow};
@@ -46,8 +46,8 @@ impl Kernel {
             state: state_of(row.state, row.exit.as_ref(), live.as_ref()),
             waiting_on: match &live {
                 _ if row.exit.is_some() => None,
-                Some(live) => live.process.caller.activity(),
-                None => row.waiting_on,
+                Some(live) if live.process.end.borrow().is_none() => live.process.caller.activity(),
+                _ => row.waiting_on,
             },
             name: row.spec.name,
             agent: row.spec.agent,
@@ -235,6 +235,8 @@ impl Kernel {
             active_agents: self.running().len() as u64,
             storage_healthy: self.0.services.store.healthy(),
             scheduler_load: f64::from(waiting) / workers,
+            wake_to_run: Times { counts: load.wake_to_run.counts, sum_ns: load.wake_to_run.sum_ns },
+            queue_wait: Times { counts: load.queue_wait.counts, sum_ns: load.queue_wait.sum_ns },
         };
         self.0.services.metrics.render(Instant::now(), &gauges)
     }

@@ -132,8 +132,7 @@ impl Kernel {
     /// Writes the end of a process that no kernel runs.
     pub(super) async fn bury(&self, row: &ProcessRow, exit: Exit) -> Result<(), Error> {
         let (pid, services) = (row.spec.pid, &self.0.services);
-        let heads = services.store.audit_heads().await?;
-        let mut chain = Chain::resume(pid, super::builder::head_of(&heads, pid));
+        let mut chain = Chain::resume(pid, self.chain_head(pid).await?);
         let audit = chain.append(now_ms(), "exit", exit.status(), "allow", "kernel");
         let head = format!("{pid} {} {}", audit.seq, audit.hash);
         let status = exit.status();

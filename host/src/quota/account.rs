@@ -101,7 +101,7 @@ impl Line {
 #[derive(Debug)]
 pub struct Account {
     owner: String,
-    above: Option<Arc<Account>>,
+    above: Option<Arc<Self>>,
     lines: [Line; Resource::ALL.len()],
 }
 

@@ -42,10 +42,9 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
             let (pid, events) = kernel.spawn(spawn.into()).await?;
             Ok(event_lines(events, stopped(kernel.clone(), pid)))
         }
-        Request::Resume { pid } => Ok(event_lines(kernel.resume(pid).await?, stopped(kernel.clone(), pid))),
-        Request::Suspend { pid } => {
-            kernel.suspend(pid).await?;
-            list::<()>(Vec::new())
+        Request::Resume { pid, raise } => {
+            kernel.raise(pid, raise).await?;
+            Ok(event_lines(kernel.resume(pid).await?, stopped(kernel.clone(), pid)))
         }
         Request::Spawn(spawn) => {
             let (pid, _events) = kernel.spawn(spawn.into()).await?;
@@ -57,17 +56,8 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
             let end = async move { json(&kernel.last_event(pid).await?) };
             Ok(stream::once(end).boxed())
         }
-        Request::Signal { pid, signal, grace_ms } => {
-            let reason = format!("somebody sent {}", signal.name());
-            kernel.signal(pid, signal, &reason, grace_ms.map(Duration::from_millis)).await?;
-            list::<()>(Vec::new())
-        }
-        Request::Nice { pid, nice } => {
-            kernel.nice(pid, nice).await?;
-            list::<()>(Vec::new())
-        }
-        Request::Kill { pid, reason } => {
-            kernel.kill(pid, &reason).await?;
+        Request::Suspend { .. } | Request::Signal { .. } | Request::Nice { .. } | Request::Kill { .. } => {
+            order(kernel, request).await?;
             list::<()>(Vec::new())
         }
         Request::Ps {} => list(kernel.ps().await?),
@@ -123,6 +113,20 @@ pub async fn handle(kernel: &Kernel, request: Request) -> Result<Lines, ApiError
         Request::AuditVerify {} => list(vec![kernel.audit_verify().await?]),
         Request::Doctor { model } => list(Box::pin(kernel.doctor(model.as_deref())).await),
         Request::Metrics {} => list(vec![MetricsLine { prometheus: kernel.metrics() }]),
+    }
+}
+
+/// Does what is answered with nothing.
+async fn order(kernel: &Kernel, request: Request) -> Result<(), Error> {
+    match request {
+        Request::Suspend { pid } => kernel.suspend(pid).await,
+        Request::Kill { pid, reason } => kernel.kill(pid, &reason).await,
+        Request::Nice { pid, nice } => kernel.nice(pid, nice).await,
+        Request::Signal { pid, signal, grace_ms } => {
+            let reason = format!("somebody sent {}", signal.name());
+            kernel.signal(pid, signal, &reason, grace_ms.map(Duration::from_millis)).await
+        }
+        _ => Ok(()),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::grants::Revocation;
 use crate::kernel::SpawnRequest;
 use crate::kernel::info::{CallReport, ToolInfo};
 use crate::process::{Mount, Pid, Signal};
-use crate::quota::ResourceQuota;
+use crate::quota::{OnQuota, Raise, ResourceQuota};
 use crate::storage::LogRecord;
 use crate::syscall::Approval;
 
@@ -42,6 +42,9 @@ pub enum Request {
     Resume {
         /// Which.
         pid: Pid,
+        /// Limits that it gets anew.
+        #[serde(default)]
+        raise: Raise,
     },
     /// Stops a process where it is; it can be resumed. Answers nothing.
     Suspend {
@@ -257,6 +260,9 @@ pub struct Spawn {
     pub yes: bool,
     /// Limits.
     pub quota: ResourceQuota,
+    /// What becomes of it when one is used up.
+    #[serde(skip_serializing_if = "OnQuota::is_usual")]
+    pub on_quota: OnQuota,
 }
 
 impl From<Spawn> for SpawnRequest {
@@ -272,6 +278,7 @@ impl From<Spawn> for SpawnRequest {
             hosts: s.hosts,
             yes: s.yes,
             quota: s.quota,
+            on_quota: s.on_quota,
         }
     }
 }
@@ -512,7 +519,7 @@ mod tests {
                 hosts: hosts.clone(),
                 ..Spawn::default()
             }),
-            Request::Resume { pid },
+            Request::Resume { pid, raise: Raise { tokens: Some(5), ..Raise::default() } },
             Request::Suspend { pid },
             Request::Kill { pid, reason: "r".into() },
             Request::Ps {},

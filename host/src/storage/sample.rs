@@ -6,7 +6,7 @@ use super::{Batch, Change, JournalRecord, LogRecord, PageKind, PageMeta, PageRec
 use crate::abi::{Effect, ToolCall};
 use crate::audit::Chain;
 use crate::process::{Input, Mount, Pid, ProcessSpec, Seq, Usage};
-use crate::quota::ResourceQuota;
+use crate::quota::{OnQuota, ResourceQuota};
 
 pub(super) fn batch(pid: u64, changes: Vec<Change>) -> Batch {
     Batch { pid: Pid(pid), changes }
@@ -32,6 +32,7 @@ pub(super) fn spec(pid: u64) -> ProcessSpec {
         hosts: Vec::new(),
         yes: false,
         quota: ResourceQuota::STANDARD,
+        on_quota: OnQuota::Suspend,
         seed: u64::MAX,
         created_ms: 1_700_000_000_000,
     }

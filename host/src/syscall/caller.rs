@@ -132,6 +132,9 @@ struct Park {
     began: Instant,
 }
 
+/// What a call at a position waits on, and how it can go on with that in another life.
+type Doing = (Seq, Activity, Option<Box<Park>>);
+
 /// What one call waits on, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
@@ -173,7 +176,7 @@ struct Inner {
     /// The agent's clock: the instant of its last outcome.
     clock: Arc<AtomicU64>,
     subscribers: Mutex<Vec<UnboundedSender<Event>>>,
-    activities: Mutex<Vec<(Seq, Activity, Option<Box<Park>>)>>,
+    activities: Mutex<Vec<Doing>>,
     stopping: OnceLock<Stop>,
     kept: Kept,
     account: Arc<Account>,

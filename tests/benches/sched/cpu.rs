@@ -175,8 +175,7 @@ impl Cpu<'_> {
     /// From a wake to the poll, in ms, of one task that a thread wakes at random; and the slice of that time, in ms.
     fn wake(&self, spinners: u64, policy: PolicyKind, wakes: usize) -> Result<(Vec<f64>, f64)> {
         let scheduler = self.start(Settings { policy, ..Settings::new(WORKERS) })?;
-        let _all: Vec<_> =
-            (2..2 + spinners).map(|pid| self.spinner(&scheduler, &TaskSpec::new(Pid(pid)))).collect();
+        let _all: Vec<_> = (2..2 + spinners).map(|pid| self.spinner(&scheduler, &TaskSpec::new(Pid(pid)))).collect();
         std::thread::sleep(WARM_UP);
         let (send, mut sent) = tokio::sync::mpsc::unbounded_channel::<Instant>();
         let (tell, told) = std::sync::mpsc::channel();
@@ -247,7 +246,7 @@ impl Cpu<'_> {
 
     /// How long a waiter waits for one that computes so many intervals, in ms.
     fn section(&self, between: u64, lend: bool) -> Result<f64> {
-        const SECTION: u64 = 60;
+        const SECTION: u64 = 600;
         let scheduler = self.start(Settings::new(WORKERS))?;
         let _between: Vec<_> =
             (10..10 + between).map(|pid| self.spinner(&scheduler, &spec(pid, "mid", pid, 0))).collect();
@@ -285,7 +284,8 @@ impl Cpu<'_> {
     }
 
     fn inversion(&self) -> Result<Vec<Figure>> {
-        let runs = |n: usize, between, lend| -> Result<Vec<f64>> { (0..n).map(|_| self.section(between, lend)).collect() };
+        let runs =
+            |n: usize, between, lend| -> Result<Vec<f64>> { (0..n).map(|_| self.section(between, lend)).collect() };
         let (mut alone, mut lent, mut bare) = (runs(21, 0, false)?, runs(21, 40, true)?, runs(3, 40, false)?);
         let slice = SliceRule::default().slice_ns(20) as f64 / 1e6;
         let section = quantile(&mut alone, 0.5);
@@ -334,8 +334,7 @@ impl Cpu<'_> {
         let virt: Vec<f64> =
             sim.run(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)).into_iter().map(|u| u.cpu_ns as f64).collect();
         let share = |of: &[f64], n: usize| of[n] / of.iter().sum::<f64>();
-        let worst =
-            (0..list.len()).map(|n| (share(&real, n) / share(&virt, n) - 1.0).abs()).fold(0.0, f64::max);
+        let worst = (0..list.len()).map(|n| (share(&real, n) / share(&virt, n) - 1.0).abs()).fold(0.0, f64::max);
         Ok(Figure::at_most(BENCH, "simulator_differs_pct", 100.0 * worst, "%", 5.0))
     }
 }

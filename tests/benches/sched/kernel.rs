@@ -54,6 +54,7 @@ fn part(name: &str) -> Result<Vec<f64>> {
 }
 
 /// What a process of its own does.
+#[allow(clippy::print_stdout, reason = "its numbers go to the process that started it")]
 pub(crate) fn run_part(name: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let numbers = match name {
@@ -88,9 +89,7 @@ fn raw() -> Result<f64> {
     let component = Component::from_file(&engine, STEPPER).map_err(told)?;
     let mut linker: Linker<()> = Linker::new(&engine);
     let mut process = linker.instance("agent-os:agent/process@0.1.0").map_err(told)?;
-    process
-        .func_new_async("receive", |_, _, _, _| Box::new(std::future::pending()))
-        .map_err(told)?;
+    process.func_new_async("receive", |_, _, _, _| Box::new(std::future::pending())).map_err(told)?;
     linker.define_unknown_imports_as_traps(&component).map_err(told)?;
     let (_, entry) = component.get_export(None, "agent-os:agent/agent-entry@0.1.0").context("it is an agent")?;
     let (_, run) = component.get_export(Some(&entry), "run").context("agents run")?;
@@ -103,10 +102,8 @@ fn raw() -> Result<f64> {
             store.set_epoch_deadline(1_000_000);
             let instance = pre.instantiate_async(&mut store).await?;
             let run = instance.get_func(&mut store, run).ok_or_else(|| wasmtime::Error::msg("no export `run`"))?;
-            let task = Val::Record(vec![
-                ("text".into(), Val::String(waiting())),
-                ("input".into(), Val::List(Vec::new())),
-            ]);
+            let task =
+                Val::Record(vec![("text".into(), Val::String(waiting())), ("input".into(), Val::List(Vec::new()))]);
             run.call_async(&mut store, &[task], &mut [Val::Bool(false)]).await
         }) as Pin<Box<dyn Future<Output = wasmtime::Result<()>>>>
     };

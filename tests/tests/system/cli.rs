@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::contract::*;
 use super::support::*;
 
-const METRICS: [&str; 9] = [
+const METRICS: [&str; 11] = [
     "aok_cpu_usage",
     "aok_memory_usage_bytes",
     "aok_context_hit_rate",
@@ -19,6 +19,8 @@ const METRICS: [&str; 9] = [
     "aok_gateway_latency_seconds",
     "aok_storage_health",
     "aok_scheduler_load",
+    "aok_scheduler_wake_seconds",
+    "aok_scheduler_queue_seconds",
 ];
 
 /// A script of two tool calls and an answer, on a world with the file that they read.
@@ -351,7 +353,7 @@ fn context_logs_and_audit_show_what_a_process_did() {
 }
 
 #[test]
-fn the_nine_metrics_are_prometheus_text() {
+fn the_metrics_are_prometheus_text() {
     let world = World::new();
     let text = world.run(&["metrics"]).exits(0).stdout;
     for name in METRICS {

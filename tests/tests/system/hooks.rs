@@ -95,11 +95,8 @@ async fn every_active_point_fires_and_each_subject_fits_its_schema() {
     assert!(matches!(exit, Exit::Success(_)), "{exit:?}");
     let (killed, _events) = kernel.spawn(stepper(&world, &json!([{ "op": "sleep", "ms": 600_000 }]))).await.unwrap();
     kernel.kill(killed, "enough").await.unwrap();
-    let note = json!([{ "peers": "send", "to": 2, "topic": "news", "body": "hello" }]);
-    let lone = json!([{ "peers": "publish", "topic": "news", "body": "hello" }]);
-    for task in [note, lone] {
-        assert!(matches!(ended(&kernel, stepper(&world, &task)).await.1, Exit::Success(_)));
-    }
+    let news = json!([{ "peers": "publish", "topic": "news", "body": "hello" }]);
+    ended(&kernel, stepper(&world, &news)).await;
     let quota = ResourceQuota { tool_calls: 1, ..ResourceQuota::STANDARD };
     let twice = json!([call("probe__echo", json!({})), call("probe__echo", json!({}))]);
     let (_, exit) = ended(&kernel, SpawnRequest { quota, ..stepper(&world, &twice) }).await;

@@ -7,7 +7,7 @@ use agent_os_kernel::config::{Config, GroupConfig, SchedulerConfig};
 use agent_os_kernel::hook::{Hook, HookEvent, Verdict};
 use agent_os_kernel::kernel::{Kernel, SpawnRequest};
 use agent_os_kernel::process::{Exit, Pid, ProcessState, Signal};
-use agent_os_kernel::quota::ResourceQuota;
+use agent_os_kernel::quota::{OnQuota, Raise, ResourceQuota};
 use serde_json::{Value, json};
 
 use super::support::{PATIENCE, STEPPER, World};
@@ -265,6 +265,36 @@ async fn a_tree_and_a_group_share_their_limits() {
     let kernel = lab.kernel_with(config).await;
     let (pid, _events) = kernel.spawn(lab.request(&json!([call()]))).await.unwrap();
     assert!(matches!(exit(&kernel, pid).await, Exit::OverQuota(_)));
+    kernel.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_may_suspend_a_process_until_it_is_raised() {
+    let lab = Lab::new();
+    let kernel = lab.kernel().await;
+    let request = SpawnRequest {
+        quota: ResourceQuota { fuel: 3_000_000, ..ResourceQuota::STANDARD },
+        on_quota: OnQuota::Suspend,
+        ..lab.request(&json!([{ "op": "state_put", "key": "k", "value": "v" }, { "op": "spin", "turns": 2_000_000 }]))
+    };
+    let (pid, _events) = kernel.spawn(request).await.unwrap();
+    let why = tokio::time::timeout(PATIENCE, kernel.wait(pid)).await.unwrap().unwrap_err().to_string();
+    assert!(why.contains("fuel") && why.contains("--resume"), "{why}");
+    let (letter, waiting_on) = state(&kernel, pid).await.unwrap();
+    assert!(letter == ProcessState::Stopped && waiting_on.unwrap().starts_with("quota fuel"));
+    assert_eq!(kernel.resume_all().await.unwrap(), 0, "it does not go on by itself");
+    let nothing = kernel.raise(pid, Raise { fuel: Some(0), ..Raise::default() }).await.unwrap_err();
+    assert!(nothing.to_string().contains("0 fuel"), "{nothing}");
+    // With too little it stops again, and what it did is not done twice.
+    for fuel in [4_000_000, 4_000_000_000] {
+        kernel.raise(pid, Raise { fuel: Some(fuel), ..Raise::default() }).await.unwrap();
+        drop(kernel.resume(pid).await.unwrap());
+        let end = tokio::time::timeout(PATIENCE, kernel.wait(pid)).await.unwrap();
+        assert_eq!(end.is_ok(), fuel > 4_000_000, "{end:?}");
+    }
+    assert_eq!(answer(&kernel, pid).await[0], 1, "the revision of a key that was put once");
+    let late = kernel.raise(pid, Raise { fuel: Some(9), ..Raise::default() }).await.unwrap_err();
+    assert!(late.to_string().contains("has ended"), "{late}");
     kernel.shutdown().await;
 }
 

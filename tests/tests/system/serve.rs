@@ -20,7 +20,7 @@ fn spawn(world: &World, model: &str, more: &[&str]) -> String {
 
 fn line(world: &World, pid: &str) -> Value {
     let lines = world.run(&["ps", "--json"]).exits(0).lines();
-    lines.into_iter().find(|p| p["pid"].to_string() == pid).expect("it is listed")
+    lines.into_iter().find(|p| p["pid"] == pid.parse::<u64>().unwrap()).expect("it is listed")
 }
 
 fn is(world: &World, pid: &str, state: &str) {

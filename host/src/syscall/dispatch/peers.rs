@@ -264,7 +264,8 @@ impl Caller {
         for id in old {
             changes.push(Change::PageMeta(id, pages.pin(id, false).map_err(context_error)?));
         }
-        let task = NewPage { pinned: true, importance: Some(1.0), ..self.new_page(act, PageKind::Task, spec.task.clone()) };
+        let task =
+            NewPage { pinned: true, importance: Some(1.0), ..self.new_page(act, PageKind::Task, spec.task.clone()) };
         changes.push(Change::Page(Box::new(pages.append(task).map_err(context_error)?)));
         changes.push(Change::Respec(Box::new(spec)));
         drop(pages);
