@@ -109,19 +109,8 @@ impl GroupConfig {
         if !(1..=10_000).contains(&self.weight) {
             return Err(format!("`weight` is 1 to 10000, not {}", self.weight));
         }
-        let q = self.quota();
-        for (key, value) in [
-            ("fuel", q.fuel),
-            ("tokens", q.tokens),
-            ("usd", q.micro_usd),
-            ("tool_calls", q.tool_calls),
-            ("memory", q.memory),
-            ("children", q.children),
-            ("store_bytes", q.store_bytes),
-        ] {
-            if value == 0 {
-                return Err(format!("`{key}` of 0 allows nothing: give a positive number"));
-            }
+        if let Some(name) = self.quota().zero() {
+            return Err(format!("a limit of 0 {name} allows nothing: give a positive number"));
         }
         Ok(())
     }
@@ -474,6 +463,11 @@ mod tests {
         assert!(check("[limits]\nfule = 5\n").unwrap_err().contains("fule"));
         assert!(check("[limits]\nwall_ms = 0\n").unwrap_err().contains("limits.wall_ms"));
         assert!(check("[scheduler]\nworkers = 0\n").unwrap_err().contains("scheduler.workers"));
+        assert!(check("[groups.g]\nweight = 0\n").unwrap_err().contains("1 to 10000"));
+        assert!(check("[groups.g]\ntool_calls = 0\n").unwrap_err().contains("0 tool calls"));
+        assert!(check("[groups.g]\nusd = -1.0\n").unwrap_err().contains("0 usd"));
+        assert!(check("[scheduler]\ntarget_latency = 5\n").unwrap_err().contains("target_latency"));
+        assert!(check("[scheduler]\npolicy = \"best\"\n").unwrap_err().contains("round-robin"));
         assert!(check("[grants.p]\nraed = []\n").unwrap_err().contains("raed"));
         assert!(check("[grants.p]\nread = [\"*\"]\n").unwrap_err().contains("every directory"));
         assert!(check("[grants.p]\ntrust = \"x\"\n").unwrap_err().contains("trust"));

@@ -221,6 +221,24 @@ impl ResourceQuota {
     };
 }
 
+impl ResourceQuota {
+    /// The first limit that allows nothing, in words.
+    #[must_use]
+    pub fn zero(&self) -> Option<&'static str> {
+        let all = [
+            ("fuel", self.fuel),
+            ("tokens", self.tokens),
+            ("usd", self.micro_usd),
+            ("tool calls", self.tool_calls),
+            ("timeout", self.wall_ms),
+            ("memory", self.memory),
+            ("children", self.children),
+            ("store bytes", self.store_bytes),
+        ];
+        all.into_iter().find(|(_, value)| *value == 0).map(|(name, _)| name)
+    }
+}
+
 impl Default for ResourceQuota {
     fn default() -> Self {
         Self::STANDARD

@@ -185,7 +185,11 @@ impl Kernel {
                 _ = look.tick() => None,
             };
             match due {
-                Some(pid) => kernel.wake(pid).await,
+                Some(pid) => {
+                    kernel.wake(pid).await;
+                    // One that is on its way out at this moment is due until it is.
+                    tokio::task::yield_now().await;
+                }
                 None => kernel.swap_idle().await,
             }
         }
@@ -256,8 +260,14 @@ impl Kernel {
         let (watchers, lease) = caller.leave();
         let account = Some(Arc::clone(caller.account()));
         let entry = Entry { end: Arc::clone(&live.process.end), account, lease, watchers, until_ms };
-        lock(&owner.live).remove(&pid);
+        // In this order it is never nowhere.
         owner.sleepers.insert(pid, entry);
+        lock(&owner.live).remove(&pid);
+        if live.process.end.borrow().is_some() {
+            // Somebody killed it meanwhile.
+            drop(owner.sleepers.take(pid));
+            return Ok(false);
+        }
         // What came between the look and the entry woke nobody.
         if self.0.services.ipc.mail.has_any(pid).await? {
             self.wake(pid).await;

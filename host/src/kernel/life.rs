@@ -33,6 +33,9 @@ const HEAD_PAGES: u64 = 3;
 /// How the store says that a process has used up a quota: the next kernel does not resume it by itself.
 const QUOTA: &str = "quota ";
 
+/// Between two looks at a process that is on its way.
+const AGAIN: Duration = Duration::from_millis(2);
+
 /// Longest task and name, in bytes.
 const MAX_TASK: usize = 1 << 20;
 const MAX_NAME: usize = 128;
@@ -348,14 +351,22 @@ impl Kernel {
     /// # Errors
     /// [`Error::UnknownProcess`]; [`Error::State`] if it runs under no kernel; [`Error::Suspended`].
     pub async fn wait(&self, pid: Pid) -> Result<Exit, Error> {
-        if let Some(mut end) = self.0.owner.as_ref().and_then(|owner| owner.sleepers.end_of(pid)) {
-            // It comes back and ends, or the kernel does.
-            let end = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
-            return ending(pid, end);
-        }
-        let Some(live) = self.live(pid) else {
-            let row = self.0.services.store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
-            return row.exit.ok_or_else(|| Error::State { pid, why: "is not running: resume it first".to_owned() });
+        // One that comes back is out, then on its way, then live; looked for in that order it is not missed.
+        let live = loop {
+            if let Some(mut end) = self.0.owner.as_ref().and_then(|owner| owner.sleepers.end_of(pid)) {
+                // It comes back and ends, or the kernel does.
+                let end = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+                return ending(pid, end);
+            }
+            let is_coming = self.0.owner.as_ref().is_some_and(|owner| lock(&owner.resuming).contains(&pid));
+            if let Some(live) = self.live(pid) {
+                break live;
+            }
+            if !is_coming {
+                let row = self.0.services.store.process(pid).await?.ok_or(Error::UnknownProcess { pid })?;
+                return row.exit.ok_or_else(|| Error::State { pid, why: "is not running: resume it first".to_owned() });
+            }
+            tokio::time::sleep(AGAIN).await;
         };
         let mut end = live.process.end.subscribe();
         let over = tokio::select! {
@@ -721,23 +732,10 @@ pub(super) fn check_task(task: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_quota(q: &ResourceQuota) -> Result<(), Error> {
-    for (name, value) in [
-        ("fuel", q.fuel),
-        ("tokens", q.tokens),
-        ("usd", q.micro_usd),
-        ("tool calls", q.tool_calls),
-        ("timeout", q.wall_ms),
-        ("memory", q.memory),
-        ("children", q.children),
-        ("store bytes", q.store_bytes),
-    ] {
-        if value == 0 {
-            let why = format!("a limit of 0 {name} allows nothing: give a positive number");
-            return Err(Error::Invalid(why));
-        }
-    }
-    Ok(())
+fn check_quota(quota: &ResourceQuota) -> Result<(), Error> {
+    quota.zero().map_or(Ok(()), |name| {
+        Err(Error::Invalid(format!("a limit of 0 {name} allows nothing: give a positive number")))
+    })
 }
 
 fn check_request(request: &SpawnRequest) -> Result<(), Error> {
