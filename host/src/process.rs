@@ -1,5 +1,7 @@
 //! What a process is: its identity, its states, how it ends, and what it has used. Pure, no I/O.
 
+pub mod weight;
+
 use std::fmt;
 use std::path::PathBuf;
 

@@ -9,8 +9,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::info::{CallReport, ToolInfo};
-use super::life::{Born, set_aside, user};
+use super::life::{Born, set_aside};
 use super::query::tool_info;
+use super::request::user;
 use super::{End, Error, Kernel, Live, Process, lock};
 use crate::abi::{Errno, ToolCall};
 use crate::audit::Chain;

@@ -16,6 +16,7 @@ mod peers;
 mod plugins;
 mod proof;
 mod query;
+mod request;
 mod signal;
 mod tree;
 mod undo;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::life::{Prepared, check_task};
+use super::life::Prepared;
+use super::request::check_task;
 use super::{Error, Inner, Kernel, SpawnRequest};
 use crate::abi::{self, Errno};
 use crate::process::{Exit, Input, Pid, ProcessSpec, Signal};

@@ -1,15 +1,9 @@
-//! Weights: what a nice value is worth, and how time becomes virtual time.
+//! Nice values and their weights, and how time becomes virtual time.
 //!
-//! It owns the table and the division. It must not know who is weighed.
+//! It owns the division. It must not know who is weighed.
 
-/// What a task of nice 0, a tree without a root task and a group without a setting weigh.
-pub(super) const NORMAL: u32 = 1024;
-
-/// Linux's table: one step is a factor of about 1.25, so that it moves about 10 % of a core between two.
-const WEIGHTS: [u32; 40] = [
-    88761, 71755, 56483, 46273, 36291, 29154, 23254, 18705, 14949, 11916, 9548, 7620, 6100, 4904, 3906, 3121, 2501,
-    1991, 1586, 1277, 1024, 820, 655, 526, 423, 335, 272, 215, 172, 137, 110, 87, 70, 56, 45, 36, 29, 23, 18, 15,
-];
+pub(super) use crate::process::weight::NORMAL;
+use crate::process::weight::of_nice;
 
 /// How nice a task is to others: −20 (gets the most) to 19 (gets the least).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +30,7 @@ impl Nice {
     /// The weight, 15…88761; 1024 at nice 0.
     #[must_use]
     pub fn weight(self) -> u32 {
-        WEIGHTS[usize::from(self.0.saturating_add(20).unsigned_abs()).min(WEIGHTS.len() - 1)]
+        of_nice(self.0)
     }
 }
 
@@ -53,17 +47,6 @@ pub(super) fn virtual_ns(ns: u64, weight: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_table_falls_and_has_its_fixed_points() {
-        let all: Vec<u32> = (-20..=19).map(|n| Nice::new(n).unwrap().weight()).collect();
-        assert!(all.is_sorted_by(|a, b| a > b));
-        assert_eq!((all[0], all[20], all[39]), (88761, NORMAL, 15));
-        for step in all.windows(2) {
-            let factor = f64::from(step[0]) / f64::from(step[1]);
-            assert!((1.15..1.32).contains(&factor), "{step:?}");
-        }
-    }
 
     #[test]
     fn out_of_range_is_none() {

@@ -22,6 +22,7 @@ use crate::llm::Models;
 use crate::llm::device::Standing;
 use crate::metrics::Metrics;
 use crate::overlay::{Area, Areas};
+use crate::process::weight::NORMAL;
 use crate::process::{Epoch, Event, EventKind, Mount, Pid, ProcessSpec, Seq, Usage};
 use crate::quota::{Account, Reservation, Resource};
 use crate::storage::{JournalRecord, Store};
@@ -70,10 +71,10 @@ impl Services {
     }
 }
 
-/// A group's weight, of which 100 is the usual one, in the unit of nice values, where 1024 is.
+/// A group's weight, of which 100 is the usual one, in the unit of nice values.
 #[must_use]
 pub(crate) fn share(weight: u32) -> u32 {
-    (weight.saturating_mul(1024) / 100).max(1)
+    (weight.saturating_mul(NORMAL) / 100).max(1)
 }
 
 /// The agent name of a process that makes tool calls for a client outside.

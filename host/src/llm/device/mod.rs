@@ -27,7 +27,6 @@ pub mod policy;
 pub mod queue;
 mod shares;
 pub mod sim;
-pub mod weight;
 
 use std::collections::HashMap;
 use std::fmt;

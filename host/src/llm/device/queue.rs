@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::minute::{Limits, Minute};
 use super::policy::{Call, Policy, Program, Rank};
 use super::shares::{Charge, Shares};
-use super::weight;
+use crate::process::weight;
 
 /// Programs that are remembered; of more, those that are neither waiting nor running are forgotten.
 const MOST_PROGRAMS: usize = 65_536;
@@ -31,7 +31,7 @@ pub struct Standing {
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { group: "default".into(), group_weight: weight::USUAL, nice: 0 }
+        Self { group: "default".into(), group_weight: weight::NORMAL, nice: 0 }
     }
 }
 
@@ -112,7 +112,7 @@ pub struct Queue {
 }
 
 fn weight_of(standing: &Standing) -> f64 {
-    f64::from(weight::of_nice(standing.nice)) / f64::from(weight::USUAL)
+    f64::from(weight::of_nice(standing.nice)) / f64::from(weight::NORMAL)
 }
 
 impl Queue {

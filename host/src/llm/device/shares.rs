@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::weight;
+use crate::process::weight;
 
 /// Slot seconds, at weight 1024, that a group may make good at once.
 pub(super) const LAG: f64 = 10.0;
@@ -56,7 +56,7 @@ impl Shares {
             self.groups.retain(|_, g| g.waiting + g.running > 0 || g.time > time - LAG);
         }
         let group = self.groups.entry(Arc::clone(name)).or_insert_with(|| Group { time, ..Group::default() });
-        group.weight = f64::from(group_weight.max(1)) / f64::from(weight::USUAL);
+        group.weight = f64::from(group_weight.max(1)) / f64::from(weight::NORMAL);
         if group.waiting + group.running == 0 {
             group.time = group.time.max(time - LAG);
         }
