@@ -15,8 +15,10 @@ const MEMORY_GUARD: u64 = 64 * 1024;
 /// The most that one memory may hold under the pool, whatever the limits say.
 const MAX_MEMORY: usize = 1 << 30;
 
-/// Instances at once: agents, and the tools that they run.
-pub(crate) const MAX_COMPONENTS: u32 = 12_000;
+/// Instances at once: agents, and the tools that they run. With [`MEMORY_RESERVATION`] for each a pool takes 40 TiB of
+/// address space. Linux leaves 42 above a program and 85 below, so two more find room: the second engine's, and that of a
+/// baseline in the same process. At 12 000 the second one did not, and its instances were allocated on demand.
+pub(crate) const MAX_COMPONENTS: u32 = 10_200;
 
 /// The configuration, with the pooling allocator or without. Public for embedders that compile
 /// components ahead of time and for benches: an artefact fits only an engine of this configuration.

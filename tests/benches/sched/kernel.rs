@@ -177,13 +177,6 @@ async fn kernel() -> Result<Vec<f64>> {
     let lab = Lab::new().await?;
     let first = lab.spawn_all(10, &waiting()).await?;
     lab.settle(&first).await?;
-    let before = resident()?;
-    let since = Instant::now();
-    let pids = lab.spawn_all(AGENTS, &waiting()).await?;
-    let spawns = AGENTS as f64 / since.elapsed().as_secs_f64();
-    lab.settle(&pids).await?;
-    let idle = (resident()? - before) / AGENTS as f64;
-
     let mut steps: Vec<Value> =
         (1..RECORDS).map(|n| json!({ "op": "state_put", "key": format!("k{n}"), "value": "v" })).collect();
     steps.push(json!({ "peers": "receive" }));
@@ -192,6 +185,13 @@ async fn kernel() -> Result<Vec<f64>> {
     for pid in &dormant {
         ensure!(lab.kernel.swap_out(*pid).await?, "process {pid} does more than to wait");
     }
+    let before = resident()?;
+    let since = Instant::now();
+    let pids = lab.spawn_all(AGENTS, &waiting()).await?;
+    let spawns = AGENTS as f64 / since.elapsed().as_secs_f64();
+    lab.settle(&pids).await?;
+    let idle = (resident()? - before) / AGENTS as f64;
+
     let mut times = Vec::with_capacity(DORMANT);
     for pid in dormant {
         // It is back, has replayed its journal, is told to end, and does.
