@@ -57,3 +57,16 @@ pub fn config(pooling: bool, concurrency: bool) -> Config {
     }
     config
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_pools_have_room_in_one_process() {
+        let engines = [false, true].map(|concurrency| wasmtime::Engine::new(&config(true, concurrency)));
+        for engine in engines {
+            engine.unwrap();
+        }
+    }
+}

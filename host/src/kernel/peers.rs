@@ -68,7 +68,8 @@ impl Peers for Household {
             let why = format!("a child's nice is no lower than its spawner's: {nice} is below {own}");
             return Err(abi::Error::new(Errno::Denied, why));
         }
-        let quota = child.quota.as_deref().map_or(Ok(ResourceQuota::STANDARD), |json| self.quota(json))?;
+        let quota = child.quota.as_deref().map_or(Ok(ResourceQuota::STANDARD), quota_of);
+        let quota = quota.map_err(|why| abi::Error::new(Errno::Invalid, format!("`quota` {why}")))?;
         let lease = parent.account().reserve(Resource::Children, 1).map_err(|e| {
             let message = format!("{e}: spawn when one of them has ended");
             abi::Error { limit: Some("children".to_owned()), ..abi::Error::new(Errno::Quota, message) }
@@ -153,10 +154,6 @@ impl Peers for Household {
         if let Some(live) = self.kernel().ok().and_then(|kernel| kernel.live(pid)) {
             live.task.charge(ns);
         }
-    }
-
-    fn quota(&self, json: &str) -> Result<ResourceQuota, abi::Error> {
-        quota_of(json).map_err(|why| abi::Error::new(Errno::Invalid, format!("`quota` {why}")))
     }
 }
 

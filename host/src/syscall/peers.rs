@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use super::Caller;
 use crate::abi::Error;
 use crate::process::{Exit, Input, Pid, ProcessSpec, Signal};
-use crate::quota::ResourceQuota;
 use crate::storage::Change;
 
 /// What an agent asks its child to be.
@@ -76,8 +75,6 @@ pub trait Peers: Send + Sync + fmt::Debug {
     ) -> Result<ProcessSpec, Error>;
     /// Charges a process's share of the processor for what it used elsewhere, in nanoseconds.
     fn charge(&self, pid: Pid, ns: u64);
-    /// The limits that `json` asks for.
-    fn quota(&self, json: &str) -> Result<ResourceQuota, Error>;
 }
 
 /// The peers of a kernel that is put together.
